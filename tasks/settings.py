@@ -11,11 +11,11 @@ from pydantic import Field, ValidationError
 from neurovfm_core.deid.export import ExportParams
 from neurovfm_core.dicom import ConvertParams
 from neurovfm_core.errors import UsageError
-from neurovfm_core.jepa.params import PretrainParams
+from neurovfm_core.jepa.settings import PretrainParams
 from neurovfm_core.labels import LabelParams
 from neurovfm_core.params import Params
-from neurovfm_core.probing.params import ProbeParams
-from neurovfm_core.reporting.params import AnalyzeParams
+from neurovfm_core.probing.settings import ProbeParams
+from neurovfm_core.reporting.settings import AnalyzeParams
 from neurovfm_core.shards import ShardParams
 from neurovfm_core.volumes import PreprocessParams
 
@@ -151,7 +151,9 @@ def _usage_error(error: ValidationError, path: Path, text: str) -> UsageError:
 def _keys_at(location: list[str]) -> list[str]:
     model: object = Site
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Params) else None
+        field = (
+            model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Params) else None
+        )
         model = field.annotation if field else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, Params) else []
 

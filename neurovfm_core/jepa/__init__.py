@@ -1,0 +1,1 @@
+"""Volumetric joint-embedding prediction: masks, objective, schedules and the trainer."""

@@ -1,0 +1,1 @@
+"""Networks: attention over packed tokens, the encoder, the predictor, their files."""

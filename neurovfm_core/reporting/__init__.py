@@ -1,0 +1,1 @@
+"""The analysis report: one page drawn from one machine-readable file."""

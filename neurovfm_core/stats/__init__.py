@@ -1,0 +1,1 @@
+"""Exact, vectorised statistics of an evaluation."""
