@@ -28,9 +28,7 @@ app = typer.Typer(
 
 WorkspaceOption = Annotated[
     Path,
-    typer.Option(
-        "--workspace", "-w", envvar="NEUROVFM_WORKSPACE", help="Folder of the workspace.", show_default="."
-    ),
+    typer.Option("--workspace", "-w", envvar="NEUROVFM_WORKSPACE", help="Folder of the workspace.", show_default="."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data for programs instead of people.")]
 
@@ -55,10 +53,9 @@ def options(
     numeric = logging.getLevelNamesMapping().get(log_level.upper())
     if numeric is None:
         raise UsageError(f"there is no log level {log_level!r}", hint="debug, info, warning or error")
-    logging.basicConfig(
-        level=numeric, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("neurovfm_core").setLevel(numeric)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for ours in ("flows", "tasks", "manifests", "neurovfm_core"):
+        logging.getLogger(ours).setLevel(numeric)
 
 
 def main() -> None:

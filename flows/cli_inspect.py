@@ -171,9 +171,7 @@ def verify(
 
 @app.command()
 def gc(
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete them; without it nothing is touched.")
-    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it nothing is touched.")] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:

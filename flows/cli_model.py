@@ -34,8 +34,6 @@ def embed(
         typer.echo(json.dumps(rows, indent=2))
     else:
         for row in rows:
-            facts = (
-                f"{row['num_tokens']:,} tokens → {row['output']}" if row["status"] == "ok" else row["detail"]
-            )
+            facts = f"{row['num_tokens']:,} tokens → {row['output']}" if row["status"] == "ok" else row["detail"]
             typer.echo(f"{row['status']:9} {row['input']}  {row['reason']}  {facts}".rstrip())
     raise typer.Exit(EXIT_OK if any(row["status"] == "ok" for row in rows) else EXIT_FAILED)

@@ -22,9 +22,7 @@ StagesArgument = Annotated[list[str] | None, typer.Argument(help="Stages; all of
 
 
 @app.command()
-def plan(
-    stages: StagesArgument = None, workspace: WorkspaceOption = Path(), as_json: JsonOption = False
-) -> None:
+def plan(stages: StagesArgument = None, workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
     """Say what would run, and why; touch nothing.
 
     States: never, stale (settings or meaning changed), behind (new or changed inputs),
@@ -44,10 +42,7 @@ def plan(
     plans = [p for p in plan_chain(STAGES[:last], opened) if p.stage in {s.name for s in wanted}]
     if as_json:
         keys = ("stage", "state", "why", "fresh", "quarantined", "after", "notes")
-        rows = [
-            {key: getattr(p, key) for key in keys} | {"todo": p.todo.num_rows, "gone": len(p.gone)}
-            for p in plans
-        ]
+        rows = [{key: getattr(p, key) for key in keys} | {"todo": p.todo.num_rows, "gone": len(p.gone)} for p in plans]
         typer.echo(json.dumps(rows, indent=2))
         return
     console = Console()
@@ -97,9 +92,7 @@ def run(
         raise UsageError("name stages, or use --from and --until, not both")
     selection = Selection(only=tuple(only or ()), limit=limit, force=force)
     if (selection.only or selection.force) and not stages:
-        raise UsageError(
-            "--only and --force need the name of a stage", hint="neurovfm run preprocess --only failed"
-        )
+        raise UsageError("--only and --force need the name of a stage", hint="neurovfm run preprocess --only failed")
     chosen = stages_named(stages) if stages else between(first, until)
     names = [stage.name for stage in chosen]
     raise typer.Exit(run_stages(names, Workspace.open(workspace).root, selection, asked=bool(stages)))
@@ -111,8 +104,8 @@ def run_stages(names: list[str], root: Path, selection: "Selection", *, asked: b
         from flows.deployments import run_as_flow
 
         return max(run_as_flow(names, root, selection, asked=asked), default=EXIT_OK)
-    from tasks.chain import run_chain
     from tasks.registry import stages_named
+    from tasks.run import run_chain
     from tasks.workspace import Workspace
 
     results = run_chain(

@@ -140,9 +140,7 @@ def doctor(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
     if as_json:
         typer.echo(json.dumps(findings, indent=2))
     else:
-        Console().print(
-            table("", ["", "check", "finding"], [[f["state"], f["check"], f["finding"]] for f in findings])
-        )
+        Console().print(table("", ["", "check", "finding"], [[f["state"], f["check"], f["finding"]] for f in findings]))
     if any(finding["state"] == "bad" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
 

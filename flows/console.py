@@ -1,8 +1,8 @@
 """How a run looks in a terminal, and in a log file when there is none."""
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -99,11 +99,11 @@ class ConsoleReporter:
         if result.error:
             self._console.print(f"  [red]{result.error}[/]", highlight=False)
 
-    def group(self, name: str, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        return work()
+    def group(self, name: str, work: Callable[[], int]) -> None:
+        work()
 
 
-def table(title: str, columns: list[str], rows: list[list[object]]) -> Table:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Return a plain table; numbers are set flush right."""
     result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""Prefect flows: one per stage, `pipeline` and `nightly`; thin wrappers over `tasks.chain`.
+"""Prefect flows: one per stage, `pipeline` and `nightly`; thin wrappers over `tasks.run`.
 
 Prefect decides when and where. What is fresh is decided by manifests alone,
 so nothing here caches, persists or retries.
@@ -26,8 +26,8 @@ from pydantic import Field
 
 from flows.console import in_words, size_in_words
 from neurovfm_core.params import Params
-from tasks.chain import run_stage
 from tasks.registry import STAGES, between, stage_named, stages_named
+from tasks.run import run_stage
 from tasks.stage import Progress, RunResult, Selection, Stage
 from tasks.views import lineage_of
 from tasks.workspace import Workspace
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT_EVERY_S = 3.0
 """An artifact update costs the server about 10 ms."""
+
+
+WORKSPACE: Any = Field(description="Folder of the workspace.")
 
 
 class ChainParams(Params):
@@ -49,6 +52,10 @@ class ChainParams(Params):
     """Let pretrain and probe take new data in. Without it they run only when settings made them stale."""
 
 
+WHOLE_CHAIN = ChainParams()
+EVERYTHING_DUE = Selection()
+
+
 class PrefectReporter:
     """Progress and summaries as artifacts of the flow run. Pseudonyms only."""
 
@@ -59,9 +66,7 @@ class PrefectReporter:
 
     def started(self, stage: str, planned: int, fresh: int) -> None:
         self._log.info("%s: %d to do, %d already done", stage, planned, fresh)
-        self._artifact = create_progress_artifact(
-            0.0, key=f"{stage}-progress", description=f"{planned} units"
-        )
+        self._artifact = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"{planned} units")
 
     def progress(self, stage: str, progress: Progress) -> None:
         if time.monotonic() - self._updated < ARTIFACT_EVERY_S or self._artifact is None:
@@ -86,22 +91,17 @@ class PrefectReporter:
             {"outcome": words.partition(": ")[0], "reason": words.partition(": ")[2], "items": number}
             for words, number in result.reasons.most_common()
         ]
-        description = (
-            f"{_in_short(result)}, {size_in_words(result.bytes_out)} written in {in_words(result.seconds)}"
-        )
+        description = f"{_in_short(result)}, {size_in_words(result.bytes_out)} written in {in_words(result.seconds)}"
         create_table_artifact(rows, key=f"{result.stage}-summary", description=description)
 
-    def group(self, name: str, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def group(self, name: str, work: Callable[[], int]) -> None:
         """Do one group of units as one Prefect task run; it lasts seconds to minutes, never milliseconds."""
-        rows: list[dict[str, Any]] = []
 
         @task(name="group", task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)
         def execute() -> int:
-            rows.extend(work())
-            return len(rows)
+            return work()
 
         execute()
-        return rows
 
 
 def _in_short(result: RunResult) -> str:
@@ -111,12 +111,8 @@ def _in_short(result: RunResult) -> str:
     return f"{counts}{' · stopped' if result.stopped else ''}{f' · {result.error}' if result.error else ''}"
 
 
-def _run(
-    stage: Stage, workspace: Workspace, selection: Selection, *, asked: bool, requested_by: str
-) -> RunResult:
-    result = run_stage(
-        stage, workspace, selection, reporter=PrefectReporter(), requested_by=requested_by, asked=asked
-    )
+def _run(stage: Stage, workspace: Workspace, selection: Selection, *, asked: bool, requested_by: str) -> RunResult:
+    result = run_stage(stage, workspace, selection, reporter=PrefectReporter(), requested_by=requested_by, asked=asked)
     if result.pin:
         graph, _ = lineage_of(workspace, stage.name)
         create_markdown_artifact(f"```mermaid\n{graph}\n```", key=f"{stage.name}-lineage")
@@ -128,9 +124,7 @@ def _run(
 def _link_report(workspace: Workspace) -> None:
     rows = workspace.store.manifest("analyze").current(columns=["report"], where="status = 'ok'").to_pylist()
     for row in rows:
-        create_link_artifact(
-            (workspace.root / row["report"]).as_uri(), link_text="analysis report", key="report"
-        )
+        create_link_artifact((workspace.root / row["report"]).as_uri(), link_text="analysis report", key="report")
 
 
 def _state(results: list[RunResult]) -> State[Any]:
@@ -144,21 +138,12 @@ def _state(results: list[RunResult]) -> State[Any]:
 
 
 def _stage_flow(stage: Stage) -> Flow[Any, Any]:
-    def run(
-        workspace: Path = Field(description="Folder of the workspace."),
-        selection: Selection = Selection(),  # noqa: B008 (frozen)
-    ) -> State[Any]:
+    def run(workspace: Path = WORKSPACE, selection: Selection = EVERYTHING_DUE) -> State[Any]:
         return _state([_run(stage, Workspace.open(workspace), selection, asked=True, requested_by="prefect")])
 
     run.__name__ = stage.name
     run.__doc__ = f"Run {stage.name} on whatever is new or changed. Done items are kept."
-    return flow(
-        run,
-        name=stage.name,
-        flow_run_name=f"{stage.name} · {{selection}}"[:60],
-        retries=0,
-        persist_result=False,
-    )
+    return flow(name=stage.name, flow_run_name=stage.name, retries=0, persist_result=False)(run)
 
 
 STAGE_FLOWS: dict[str, Flow[Any, Any]] = {stage.name: _stage_flow(stage) for stage in STAGES}
@@ -166,8 +151,8 @@ STAGE_FLOWS: dict[str, Flow[Any, Any]] = {stage.name: _stage_flow(stage) for sta
 
 @flow(name="pipeline", retries=0, persist_result=False)
 def pipeline(
-    workspace: Path = Field(description="Folder of the workspace."),
-    chain: ChainParams = ChainParams(),  # noqa: B008 (frozen)
+    workspace: Path = WORKSPACE,
+    chain: ChainParams = WHOLE_CHAIN,
 ) -> State[Any]:
     """Run the chain, or a part of it, on whatever is new or changed."""
     opened = Workspace.open(workspace)
@@ -175,14 +160,12 @@ def pipeline(
 
 
 @flow(name="nightly", retries=0, persist_result=False)
-def nightly(workspace: Path = Field(description="Folder of the workspace.")) -> State[Any]:
+def nightly(workspace: Path = WORKSPACE) -> State[Any]:
     """Take in new and changed studies. Never retrains on new data; five late runs do one run's work."""
     return _state(_run_all(STAGES, Workspace.open(workspace), False, "schedule"))
 
 
-def _run_all(
-    stages: tuple[Stage, ...], workspace: Workspace, asked: bool, requested_by: str
-) -> list[RunResult]:
+def _run_all(stages: tuple[Stage, ...], workspace: Workspace, asked: bool, requested_by: str) -> list[RunResult]:
     results = []
     for stage in stages:
         results.append(_run(stage, workspace, Selection(), asked=asked, requested_by=requested_by))
@@ -208,7 +191,7 @@ def run_as_flow(names: list[str], root: Path, selection: Selection, *, asked: bo
     for name in names:
         stage_named(name)
     state = command(names, root, selection, asked, return_state=True)
-    codes = state.result(raise_on_failure=False)
+    codes: Any = state.result(raise_on_failure=False)
     if isinstance(codes, BaseException):
         raise codes
     return list(codes)
@@ -219,13 +202,11 @@ def serve_all(workspace: Path, cron: str, timezone: str) -> None:
     from prefect.schedules import Cron
 
     parameters = {"workspace": str(workspace)}
-    deployments = [
+    deployments: list[Any] = [
         stage_flow.to_deployment(name=workspace.name, parameters=parameters, tags=[name, workspace.name])
         for name, stage_flow in STAGE_FLOWS.items()
     ]
-    deployments.append(
-        pipeline.to_deployment(name=workspace.name, parameters=parameters, tags=[workspace.name])
-    )
+    deployments.append(pipeline.to_deployment(name=workspace.name, parameters=parameters, tags=[workspace.name]))
     deployments.append(
         nightly.to_deployment(
             name=workspace.name,

@@ -59,9 +59,7 @@ def _cli() -> str:
     lines = [HEADER, "# Command line\n", "Exit codes: 0 ok, 1 failed, 2 usage, 3 locked, 130 stopped.\n"]
     assert isinstance(group, click.Group)
     for name, command in sorted(_leaves(group)):
-        context = click.Context(
-            command, info_name=f"neurovfm {name}", terminal_width=100, max_content_width=100
-        )
+        context = click.Context(command, info_name=f"neurovfm {name}", terminal_width=100, max_content_width=100)
         lines += [f"## neurovfm {name}\n", "```text", command.get_help(context).strip(), "```\n"]
     return "\n".join(lines)
 

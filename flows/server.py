@@ -93,15 +93,11 @@ def up(workspace: Path, port: int, cron: str, timezone: str, say: Callable[[str]
             _wait_for(lambda: next_nightly(port) != "", children, 120, workspace)
             say(f"UI        http://127.0.0.1:{port}")
             say(f"nightly   next run {next_nightly(port)} ({cron}, {timezone})")
-            say(
-                f"CLI       export PREFECT_API_URL=http://127.0.0.1:{port}/api   shows `neurovfm run` in the UI"
-            )
+            say(f"CLI       export PREFECT_API_URL=http://127.0.0.1:{port}/api   shows `neurovfm run` in the UI")
             say("stop      Ctrl-C")
             while all(child.poll() is None for child in children):
                 time.sleep(1)
-            raise UsageError(
-                "server or runner ended by itself", where=str(workspace / "prefect"), hint=REPAIR
-            )
+            raise UsageError("server or runner ended by itself", where=str(workspace / "prefect"), hint=REPAIR)
         except KeyboardInterrupt:
             say("stopping")
             return 0

@@ -21,8 +21,9 @@ def accept_code(stage: Stage, workspace: Workspace, because: str) -> dict[str, A
     if not because.strip():
         raise UsageError("accepting needs a reason", hint='--because "only renamed variables"')
     now = datetime.now(UTC)
+    run_id = f"{now:%Y%m%dT%H%M%S}-accept-{secrets.token_hex(2)}"
     record = {
-        "run_id": f"{now:%Y%m%dT%H%M%S}-accept-{secrets.token_hex(2)}",
+        "run_id": run_id,
         "kind": "accept",
         "stage": stage.name,
         "state": "ok",
@@ -31,5 +32,5 @@ def accept_code(stage: Stage, workspace: Workspace, because: str) -> dict[str, A
         "semantic_version": stage.semantic_version,
     }
     workspace.ledger.start(record)
-    workspace.ledger.update(record["run_id"], state="ok", finished_at=now.isoformat())
+    workspace.ledger.update(run_id, state="ok", finished_at=now.isoformat())
     return record

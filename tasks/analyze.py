@@ -57,7 +57,7 @@ def plan(workspace: Workspace, upstream: Upstream, params: AnalyzeParams) -> Can
         )
     content = [table.select(["item_id", "status", "reason", "sha256"]) for table in tables.values()]
     provenance = {
-        name: {"pin": pin.to_dict(), **workspace.store.manifest(name).provenance(pin.version)}
+        name: {"pin": pin.to_dict(), **(workspace.store.manifest(name).provenance(pin.version) or {})}
         for name, pin in upstream.pins.items()
         if pin
     }
@@ -74,7 +74,7 @@ def execute(unit: Unit, params: AnalyzeParams, place: Place) -> list[dict[str, A
     provenance = unit.payload["provenance"]
     place.on_progress("bootstrap")
     heads = {(row["modality"], row["encoder_kind"]): row for row in tables["probe"] if row["status"] == "ok"}
-    results = {
+    results: dict[str, Any] = {
         "title": params.title,
         "subtitle": "Health system learning: from PACS to probe",
         "data_notice": params.data_notice,
@@ -217,7 +217,7 @@ def _evaluation(
         table = table.filter(pc.equal(table["split"], Split.TEST.value))
         labels = row["label_names"]
         card = json.loads((place.root / row["outputs"][3]).read_text())
-        without_head = sorted(card["facts"]["labels_without_head"])
+        without_head = sorted(row["label"] for row in card["facts"]["labels_without_head"])
         studies = table["study_id"].to_pylist()
         scores[kind] = np.array(table["logits"].to_pylist(), np.float64).reshape(len(studies), len(labels))
         targets = np.array(table["targets"].to_pylist(), np.float64).reshape(len(studies), len(labels))
@@ -284,9 +284,7 @@ def _evidence_panels(
     panels = []
     for study_id, label in _surest(head_row, params.evidence_examples, place):
         rows = {row["item_id"]: row for row in volumes[study_id]}
-        shards = ShardSet(
-            [place.root / name for name in sorted({row["outputs"][0] for row in rows.values()})]
-        )
+        shards = ShardSet([place.root / name for name in sorted({row["outputs"][0] for row in rows.values()})])
         bag = encode_study(encoder, shards, study_id, sorted(rows), stats)
         evidence = head.evidence(bag)[:, label]
         strength = np.bincount(bag.volume_index, np.clip(evidence, 0, None), len(bag.volume_ids))

@@ -37,7 +37,7 @@ def execute(unit: Unit, params: ConvertParams, place: Place) -> list[dict[str, A
     if not folder.is_dir() or folder_sha256(folder) != unit.columns["sha256"]:
         raise IntegrityError("a series differs from its manifest's checksum", where=output)
     target = place.folder / unit.columns["study_id"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for volume in convert_series(folder, target, unit.item_id, params):
         if isinstance(volume, RejectedVolume):
             rows.append(
@@ -52,9 +52,7 @@ def execute(unit: Unit, params: ConvertParams, place: Place) -> list[dict[str, A
         rows.append(
             {
                 "item_id": volume.volume_id,
-                "outputs": [
-                    place.relative(target / f"{volume.volume_id}{end}") for end in (".nii.gz", ".json")
-                ],
+                "outputs": [place.relative(target / f"{volume.volume_id}{end}") for end in (".nii.gz", ".json")],
                 "bytes": volume.bytes,
                 "sha256": volume.sha256,
                 "sequence_class": volume.sequence_class,

@@ -16,7 +16,7 @@ from neurovfm_core.files import written_whole
 from neurovfm_core.pacs.source import FolderSource, StrayFile
 from neurovfm_core.shards import NormalizationStats, VolumeTokens
 from neurovfm_core.vocabulary import Modality, Split
-from neurovfm_core.volumes import PreprocessParams, prepare, read_nifti
+from neurovfm_core.volumes import PreprocessParams, prepare, read_nifti, windows_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ def embed_paths(
             try:
                 if isinstance(found, Excluded):
                     raise found
-                facts = _embed(found, name, modality, encoder, stats, params, out)
+                # A converted series says itself what it is; the option is for files that do not.
+                told = None if found.is_relative_to(scratch) else modality
+                facts = _embed(found, name, told, encoder, stats, params, out)
                 rows.append({"input": name, "status": "ok", "reason": "", "detail": "", **facts})
             except Excluded as error:
                 rows.append(_refused(name, "excluded", error.reason, error.what))
@@ -104,8 +106,8 @@ def _converted(path: Path, scratch: Path) -> Iterator[tuple[str, Path | Excluded
         shutil.copy(path, root)
     for number, entry in enumerate(FolderSource(root).listing()):
         if isinstance(entry, StrayFile):
-            if path.is_file():
-                yield path.name, Excluded(entry.reason, entry.detail)
+            if not entry.path.name.endswith(NIFTI_SUFFIXES):
+                yield entry.path.name, Excluded(entry.reason, entry.detail)
             continue
         series = Path(tempfile.mkdtemp(dir=scratch))
         for index, file in enumerate(entry.files):
@@ -129,8 +131,6 @@ def _embed(
 ) -> dict[str, Any]:
     import torch
 
-    from neurovfm_core.probing.features import WINDOWS
-
     prepared = prepare(read_nifti(path, Modality(modality) if modality else None), params)
     volume = VolumeTokens.from_prepared(
         prepared, volume_id="volume", study_id="study", patient_id="patient", split=Split.TEST
@@ -138,7 +138,7 @@ def _embed(
     coords = torch.from_numpy(volume.coords)
     features = []
     with torch.no_grad():
-        for window in WINDOWS[volume.modality]:
+        for window in windows_of(volume.modality):
             tokens = torch.from_numpy(stats.table(volume.modality, window)[volume.tokens])
             features.append(encoder(tokens, coords, [len(tokens)]).float().numpy())
     tokens_ND = np.concatenate(features)

@@ -91,9 +91,7 @@ def execute(unit: Unit, params: ExportParams, place: Place) -> list[dict[str, An
         return [{**asdict(report), "kind": "report", "outputs": [place.relative(file)]}]
     if not work.has_cohort:
         params = params.model_copy(update={"require_warehouse": False})
-    exported = export_series(
-        work.listing, _source(work.source), pseudonyms, place.folder, params, work.cohort_study
-    )
+    exported = export_series(work.listing, _source(work.source), pseudonyms, place.folder, params, work.cohort_study)
     folder = place.folder / exported.study_id / exported.item_id
     return [
         {
@@ -118,9 +116,7 @@ def _source(url: str) -> Source:
 def _table(rows: list[tuple[str, str, str]]) -> pa.Table:
     names = ("item_id", "input_fingerprint", "kind")
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    return pa.table(
-        {name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)}
-    )
+    return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
 
 
 STAGE = Stage(

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests import Pin, UnknownVersion, classify
+from manifests import ManifestError, Pin, classify
 from neurovfm_core.errors import UsageError
 from neurovfm_core.params import Params
 from tasks.provenance import code_fingerprint
@@ -132,9 +132,7 @@ def plan_chain(stages: Sequence[Stage], workspace: Workspace, *, asked: bool = F
     for stage in stages:
         plan = plan_stage(stage, workspace, asked=asked)
         after = {
-            name: "stale"
-            if plans[name].state is State.STALE or "stale" in plans[name].after.values()
-            else "behind"
+            name: "stale" if plans[name].state is State.STALE or "stale" in plans[name].after.values() else "behind"
             for name in stage.reads
             if name in plans and (plans[name].num_due or plans[name].after)
         }
@@ -155,9 +153,7 @@ def content_fingerprint(*tables: pa.Table) -> str:
     digest = hashlib.sha256()
     for table in tables:
         names = sorted(table.column_names)
-        ordered = table.select(names).sort_by(
-            [(name, "ascending") for name in names if _sortable(table, name)]
-        )
+        ordered = table.select(names).sort_by([(name, "ascending") for name in names if _sortable(table, name)])
         for row in ordered.to_pylist():
             digest.update(repr(sorted(row.items())).encode())
         digest.update(b"|")
@@ -190,9 +186,7 @@ def _narrow(selection: Selection, stage: Stage, candidates: Candidates) -> dict[
             ids.append(word)
     if ids:
         found = set(
-            pc.filter(
-                candidates.table["item_id"], pc.is_in(candidates.table["item_id"], pa.array(ids))
-            ).to_pylist()
+            pc.filter(candidates.table["item_id"], pc.is_in(candidates.table["item_id"], pa.array(ids))).to_pylist()
         )
         unknown = sorted(set(ids) - found)
         if unknown:
@@ -255,7 +249,7 @@ def _only_grew(stage: Stage, workspace: Workspace) -> bool:
         pin = Pin.from_dict(commit["inputs"][name])
         try:
             manifest.check(pin)
-        except UnknownVersion:
+        except ManifestError:  # the version is gone, or the table was rewound
             return False
         columns, where = ["item_id", "sha256"], "status = 'ok'"
         then = manifest.current(at=pin, columns=columns, where=where)

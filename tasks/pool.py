@@ -53,9 +53,7 @@ class Pool:
         Limits of one item, and of one worker's address space.
     """
 
-    def __init__(
-        self, target: Callable[[Any], Any], *, workers: int, timeout_s: float, memory_gb: float
-    ) -> None:
+    def __init__(self, target: Callable[[Any], Any], *, workers: int, timeout_s: float, memory_gb: float) -> None:
         self._target, self._size = target, workers
         self._timeout_s, self._memory_gb = timeout_s, memory_gb
         # Forking a process that has threads (the lease's heartbeat, Arrow) can deadlock the child.

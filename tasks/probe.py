@@ -56,9 +56,7 @@ def plan(workspace: Workspace, upstream: Upstream, params: ProbeParams) -> Candi
                 "kind": kind,
                 "modality": modality,
             }
-    table = pa.table(
-        {"item_id": pa.array(items, pa.string()), "input_fingerprint": pa.array(prints, pa.string())}
-    )
+    table = pa.table({"item_id": pa.array(items, pa.string()), "input_fingerprint": pa.array(prints, pa.string())})
     return Candidates(table, payloads)
 
 
@@ -127,23 +125,17 @@ def study_bags(place: Place, work: dict[str, Any], params: ProbeParams) -> list[
         encoder = random_encoder(encoder.config, params.seed)
     stats = normalization_of(folder)
     return [
-        encode_study(
-            encoder, shards, s["study_id"], s["volume_ids"], stats, max_tokens=params.max_tokens_per_study
-        )
+        encode_study(encoder, shards, s["study_id"], s["volume_ids"], stats, max_tokens=params.max_tokens_per_study)
         for s in studies
     ]
 
 
 def normalization_of(encoder_folder: Path) -> NormalizationStats:
     """Return the training split's statistics, which an encoder carries in its card."""
-    return NormalizationStats.from_dict(
-        json.loads((encoder_folder / "card.json").read_text())["normalization"]
-    )
+    return NormalizationStats.from_dict(json.loads((encoder_folder / "card.json").read_text())["normalization"])
 
 
-def _studies(
-    shards: list[dict[str, Any]], labels: list[dict[str, Any]], modality: Modality
-) -> list[dict[str, Any]]:
+def _studies(shards: list[dict[str, Any]], labels: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:
     """Return labelled studies of one modality in a stable order, with their volumes."""
     volumes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in shards:

@@ -151,9 +151,7 @@ def _usage_error(error: ValidationError, path: Path, text: str) -> UsageError:
 def _keys_at(location: list[str]) -> list[str]:
     model: object = Site
     for part in location:
-        field = (
-            model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Params) else None
-        )
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Params) else None
         model = field.annotation if field else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, Params) else []
 

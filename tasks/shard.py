@@ -42,9 +42,7 @@ def plan(workspace: Workspace, upstream: Upstream, params: ShardParams) -> Candi
     studies = map(PatientStudy, patients, table["time_bucket"].to_pylist())
     splits = assign_splits(studies, frozen, params.split)
     column = pa.array([splits[patient].value for patient in patients], pa.string())
-    return Candidates(
-        table.append_column("split", column).append_column("input_fingerprint", table["sha256"])
-    )
+    return Candidates(table.append_column("split", column).append_column("input_fingerprint", table["sha256"]))
 
 
 def bundle(units: Sequence[Unit], params: ShardParams) -> list[Unit]:

@@ -36,9 +36,7 @@ def damaged_files(workspace: Workspace, stages: list[str], sample: float) -> tup
             problem = _problem(workspace, stage.name, row, seen)
             if problem:
                 output = row["outputs"][0]
-                damaged.append(
-                    {"stage": stage.name, "item_id": row["item_id"], "output": output, "problem": problem}
-                )
+                damaged.append({"stage": stage.name, "item_id": row["item_id"], "output": output, "problem": problem})
     return checked, damaged
 
 

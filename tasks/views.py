@@ -14,7 +14,7 @@ COLUMNS_SHOWN = ("item_id", "status", "reason", "detail", "seconds")
 
 def overview(workspace: Workspace) -> list[dict[str, Any]]:
     """Return one row per stage: version, counts by status and by reason, last run."""
-    last_runs = {}
+    last_runs: dict[str, str] = {}
     for record in workspace.ledger.list():
         if record.get("kind") != "accept":
             last_runs.setdefault(record["stage"], f"{record['state']} {record.get('started_at', '')[:16]}")
@@ -31,9 +31,7 @@ def overview(workspace: Workspace) -> list[dict[str, Any]]:
                     status: sum(n for (found, _), n in counts.items() if found == status)
                     for status in ("ok", "excluded", "failed")
                 },
-                "reasons": {
-                    f"{status}: {reason}": n for (status, reason), n in sorted(counts.items()) if reason
-                },
+                "reasons": {f"{status}: {reason}": n for (status, reason), n in sorted(counts.items()) if reason},
                 "last_run": last_runs.get(stage.name, "never"),
             }
         )
@@ -54,9 +52,7 @@ def rows_of(
     manifest = workspace.store.manifest(stage_named(stage).name)
     at = _version(version) if version else None
     where = " and ".join(
-        f"{column} = '{_plain_word(value)}'"
-        for column, value in (("status", status), ("reason", reason))
-        if value
+        f"{column} = '{_plain_word(value)}'" for column, value in (("status", status), ("reason", reason)) if value
     )
     table = manifest.current(at=at, where=where or None).sort_by("item_id")
     return table.slice(0, limit).to_pylist(), table.num_rows
@@ -96,8 +92,7 @@ def difference(workspace: Workspace, name: str, old: int, new: int | None) -> di
         "added": [{"item_id": row["item_id"], "how": _words(row, "new")} for row in found.added],
         "removed": [{"item_id": row["item_id"], "how": _words(row, "old")} for row in found.removed],
         "changed": [
-            {"item_id": row["item_id"], "how": f"{_words(row, 'old')} → {_words(row, 'new')}"}
-            for row in found.changed
+            {"item_id": row["item_id"], "how": f"{_words(row, 'old')} → {_words(row, 'new')}"} for row in found.changed
         ],
     }
 
@@ -122,9 +117,7 @@ def follow(workspace: Workspace, pseudonym: str) -> list[dict[str, Any]]:
         table: pa.Table = manifest.current(columns=columns, where=where).sort_by("item_id")
         rows += [{"stage": stage.name, **row} for row in table.to_pylist()]
     if not rows:
-        raise UsageError(
-            f"no manifest knows {pseudonym}", hint="neurovfm show export --json lists studies and series"
-        )
+        raise UsageError(f"no manifest knows {pseudonym}", hint="neurovfm show export --json lists studies and series")
     return rows
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from neurovfm_core.hospital.build import HospitalParams, build_hospital
-from tasks.chain import run_stage
 from tasks.registry import STAGES
+from tasks.run import run_stage
 from tasks.stage import Progress, RunResult, Selection, Stage
 from tasks.workspace import Workspace
 
@@ -71,14 +71,12 @@ class Quiet:
     def finished(self, result: RunResult) -> None:
         self.results.append(result)
 
-    def group(self, name: str, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        return work()
+    def group(self, name: str, work: Callable[[], int]) -> None:
+        work()
 
 
 def run(stage: Stage, workspace: Workspace, **selection: Any) -> RunResult:
-    return run_stage(
-        stage, workspace, Selection(**selection), reporter=Quiet(), requested_by="test", asked=True
-    )
+    return run_stage(stage, workspace, Selection(**selection), reporter=Quiet(), requested_by="test", asked=True)
 
 
 @pytest.fixture(scope="session")

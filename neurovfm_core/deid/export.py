@@ -146,12 +146,8 @@ def export_series(
             first = clean if first is None else first
         if first is None:
             reason = refused.most_common(1)[0][0] if refused else Reason.UNREADABLE
-            raise Excluded(
-                reason, f"none of {len(listing.files) or received} instances may leave", where=series_id
-            )
-    logger.debug(
-        "series exported item_id=%s instances=%d dropped=%d", series_id, len(digests), refused.total()
-    )
+            raise Excluded(reason, f"none of {len(listing.files) or received} instances may leave", where=series_id)
+    logger.debug("series exported item_id=%s instances=%d dropped=%d", series_id, len(digests), refused.total())
     study_date = _study_date(listing, cohort_study)
     return ExportedSeries(
         item_id=series_id,

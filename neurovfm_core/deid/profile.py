@@ -79,9 +79,7 @@ class Profile:
         retain_safe_private: bool = True,
         more_words: frozenset[str] = frozenset(),
     ) -> None:
-        self.patient = Patient(
-            pseudonymizer, timedelta(days=pseudonymizer.shift_days(patient_id, issuer)), more_words
-        )
+        self.patient = Patient(pseudonymizer, timedelta(days=pseudonymizer.shift_days(patient_id, issuer)), more_words)
         self.retain_safe_private = retain_safe_private
         self._kept: dict[tuple[int, str | None, bytes | None, int], DataElement | None] = {}
         self._identity = _identity(pseudonymizer.patient(patient_id, issuer), age_band(age_years))
@@ -210,9 +208,7 @@ def _pixel_element(dataset: Dataset, clean: Dataset) -> DataElement | None:
     if not syntax.is_compressed or syntax.is_deflated:
         # What follows the last pixel is no image, but somebody's chance to hide text.
         bits = clean.get("BitsAllocated", 0) * clean.get("SamplesPerPixel", 1)
-        size = (
-            clean.get("Rows", 0) * clean.get("Columns", 0) * int(clean.get("NumberOfFrames", 1)) * bits // 8
-        )
+        size = clean.get("Rows", 0) * clean.get("Columns", 0) * int(clean.get("NumberOfFrames", 1)) * bits // 8
         value = value[: size + size % 2]
     element = DataElement(PIXEL_DATA, raw.VR or "OW", value)
     element.is_undefined_length = syntax.is_encapsulated

@@ -124,9 +124,7 @@ class Vault:
             raise UsageError("the vault has no pseudonym key", hint="restore it from its backup")
         for place, name in ((folder, "the vault"), (path, "the pseudonym key")):
             if place.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise UsageError(
-                    f"{name} can be read by other users", hint="chmod 700 vault; chmod 600 vault/*"
-                )
+                raise UsageError(f"{name} can be read by other users", hint="chmod 700 vault; chmod 600 vault/*")
         try:
             pseudonymizer = Pseudonymizer(bytes.fromhex(path.read_text(encoding="ascii").strip()))
             known_id = (folder / KEY_ID_NAME).read_text(encoding="ascii").strip()

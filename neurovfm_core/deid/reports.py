@@ -44,6 +44,7 @@ _DEGREES = r"(?:,[ \t]*(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|MBBS|FRCR|R\.?N\.?|PA-?C)|
 _NUMBER_LABELS = (
     r"(?:mrn|medical record(?: number| no\.?)?|patient id|pt id|accession(?: number| no\.?)?|acc|ssn|account)"
 )
+_PLACES = r"(?i:hospitals?|medical cent(?:er|re)|clinic|infirmary|health system|imaging cent(?:er|re))"
 _STREETS = r"(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Boulevard|Blvd|Court|Way)"
 _SIGNED = r"(?:signed|dictated|transcribed|read|reported|interpreted|reviewed|approved|verified) by"
 _TOLD = r"(?:discussed with|communicated to|notified|conveyed to|called to)"
@@ -71,6 +72,7 @@ PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\) ?|\d{2,4}[ .-])\d{3,4}[ .-]\d{4}\b", 0, "[PHONE]"),
         (r"\b(?:ext|extension|pager|phone|tel|fax)\.?\s*[:#]?\s*[\d .\-()+]{3,}\d", re.I, "[PHONE]"),
         (rf"\b\d{{1,5}} (?:[A-Z][a-z]+ ){{1,3}}{_STREETS}\b", 0, "[ADDRESS]"),
+        (rf"\b(?:{_WORD}|{_INITIAL})(?:[ \t]+(?:{_WORD}|of|the)){{0,3}}[ \t]+{_PLACES}\b", 0, "[PLACE]"),
         (r"\b[A-Z]{1,4}-?\d{5,}(?:-\d+)*\b|\b\d{6,}\b|\b\d{3}-\d{2}-\d{4}\b", 0, "[ID]"),
         (rf"\b{_TITLES}[ \t]*{_NAME}", 0, "[NAME]"),
         (rf"\b{_NAME}{_DEGREES}(?![A-Za-z])", 0, "[NAME]"),
@@ -117,7 +119,7 @@ def scrub_report(text: str, known: Identifiers) -> str:
     -------
     str
         The same lines, with ``[NAME]``, ``[ID]``, ``[DATE]``, ``[TIME]``, ``[PHONE]``,
-        ``[EMAIL]``, ``[URL]``, ``[ADDRESS]``, and ages of 90 and more as ``90+``.
+        ``[EMAIL]``, ``[URL]``, ``[ADDRESS]``, ``[PLACE]``, and ages of 90 and more as ``90+``.
 
     Examples
     --------
@@ -134,9 +136,7 @@ def scrub_report(text: str, known: Identifiers) -> str:
     return re.sub(r"\[NAME\](?:[ \t,]+\[NAME\])+", "[NAME]", text)
 
 
-def export_report(
-    records: Sequence[ReportRecord], pseudonymizer: Pseudonymizer, reports_root: Path
-) -> ExportedReport:
+def export_report(records: Sequence[ReportRecord], pseudonymizer: Pseudonymizer, reports_root: Path) -> ExportedReport:
     """Write the report of one study, its addenda at the end, as ``<root>/<study>.txt``.
 
     Parameters

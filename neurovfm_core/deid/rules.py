@@ -142,9 +142,7 @@ def whether_given(value: Any, _: Patient) -> Any:
 
 def padding(value: Any, _: Patient) -> Any:
     """Keep a 16 bit pixel value, whichever of its two types the file says."""
-    numbers = [
-        int.from_bytes(item, "little") if isinstance(item, bytes) else int(item) for item in _values(value)
-    ]
+    numbers = [int.from_bytes(item, "little") if isinstance(item, bytes) else int(item) for item in _values(value)]
     return numbers[0] if len(numbers) == 1 and -(2**15) <= numbers[0] < 2**16 else None
 
 
@@ -280,14 +278,11 @@ RULES: dict[str, Rule] = {
     "DiffusionGradientOrientation": number(-1.1, 1.1),
     "ComplexImageComponent": code("MAGNITUDE PHASE REAL IMAGINARY MIXED"),
     "AcquisitionContrast": code(
-        "DIFFUSION FLOW_ENCODED FLUID_ATTENUATED PERFUSION PROTON_DENSITY STIR TAGGING T1 T2 "
-        "T2_STAR TOF UNKNOWN"
+        "DIFFUSION FLOW_ENCODED FLUID_ATTENUATED PERFUSION PROTON_DENSITY STIR TAGGING T1 T2 T2_STAR TOF UNKNOWN"
     ),
     "PixelPresentation": code("MONOCHROME COLOR MIXED TRUE_COLOR"),
     "VolumetricProperties": code("VOLUME SAMPLED DISTORTED MIXED"),
-    "VolumeBasedCalculationTechnique": code(
-        "MAX_IP MIN_IP VOLUME_RENDER SURFACE_RENDER MPR CURVED_MPR NONE MIXED"
-    ),
+    "VolumeBasedCalculationTechnique": code("MAX_IP MIN_IP VOLUME_RENDER SURFACE_RENDER MPR CURVED_MPR NONE MIXED"),
     # CT physics
     "KVP": number(0, 1e3),
     "XRayTubeCurrent": number(0, 1e5),

@@ -236,16 +236,12 @@ def _voxels(stacked: Stack, modality: Modality) -> tuple[NDArray[np.float64], bo
     return volume, padded
 
 
-def _is_padding(
-    stored: NDArray[np.integer], values: NDArray[np.floating], frame: Frame
-) -> NDArray[np.bool_] | bool:
+def _is_padding(stored: NDArray[np.integer], values: NDArray[np.floating], frame: Frame) -> NDArray[np.bool_] | bool:
     value = frame.header.get("PixelPaddingValue")
     if not isinstance(value, int):
         return False
     # The element may be typed as unsigned where the pixels are signed: compare the bits.
-    return ((stored.astype(np.int64) - value) % 2**frame.layout.bits_allocated == 0) & (
-        values <= PADDING_AT_MOST_HU
-    )
+    return ((stored.astype(np.int64) - value) % 2**frame.layout.bits_allocated == 0) & (values <= PADDING_AT_MOST_HU)
 
 
 def _narrowed(volume: NDArray[np.float64]) -> NDArray[np.int16] | NDArray[np.float32]:

@@ -17,10 +17,7 @@ from neurovfm_core.deid.mosaic import is_mosaic, read_mosaic
 from neurovfm_core.dicom.pixels import PixelLayout, read_header
 from neurovfm_core.errors import Excluded, Reason
 
-PARTS = {
-    word: word[0]
-    for word in ("M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "MAG", "PHASE MAP")
-}
+PARTS = {word: word[0] for word in ("M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "MAG", "PHASE MAP")}
 KIND_WORDS = (
     "ADC EADC EXP_ADC TRACEW TRACE FA B0 WATER FAT W F IN OPP IN_PHASE OUT_PHASE OPP_PHASE OUT SWI MINIP "
     "MIP MNIP MPR T1_MAP T2_MAP FAT_FRACTION MEAN SUBTRACTION"
@@ -107,14 +104,10 @@ def read_frames(path: Path) -> list[Frame]:
         if is_mosaic(header):
             return list(_mosaic(header, layout))
         if layout.num_frames > 1:
-            raise Excluded(
-                Reason.UNSUPPORTED_ENCODING, "several frames in one file without functional groups"
-            )
+            raise Excluded(Reason.UNSUPPORTED_ENCODING, "several frames in one file without functional groups")
         return [_frame(header, layout, 0)]
     except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise Excluded(
-            Reason.UNREADABLE, f"a header value could not be parsed ({type(error).__name__})"
-        ) from None
+        raise Excluded(Reason.UNREADABLE, f"a header value could not be parsed ({type(error).__name__})") from None
 
 
 def _frame(header: Dataset, layout: PixelLayout, index: int) -> Frame:

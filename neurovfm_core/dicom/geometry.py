@@ -146,9 +146,7 @@ def unsheared(
     return volume, affine
 
 
-def _shifted(
-    image: NDArray[np.float64], axis: int, shift: float, size: int, outside: float
-) -> NDArray[np.float64]:
+def _shifted(image: NDArray[np.float64], axis: int, shift: float, size: int, outside: float) -> NDArray[np.float64]:
     """Return `image` moved by `shift` >= 0 pixels along an axis that becomes `size` long."""
     whole = int(np.floor(shift))
     share = shift - whole

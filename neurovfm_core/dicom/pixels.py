@@ -104,12 +104,8 @@ def read_header(path: Path) -> tuple[Dataset, PixelLayout]:
         except (AttributeError, TypeError):
             raise Excluded(Reason.NOT_AN_IMAGE, "no rows and columns of pixels") from None
         except (ValueError, KeyError, NotImplementedError, EOFError, struct.error) as error:
-            raise Excluded(
-                Reason.UNREADABLE, f"a header could not be parsed ({type(error).__name__})"
-            ) from None
-        if int(dataset.get("SamplesPerPixel", 1)) != 1 or "PALETTE" in dataset.get(
-            "PhotometricInterpretation", ""
-        ):
+            raise Excluded(Reason.UNREADABLE, f"a header could not be parsed ({type(error).__name__})") from None
+        if int(dataset.get("SamplesPerPixel", 1)) != 1 or "PALETTE" in dataset.get("PhotometricInterpretation", ""):
             raise Excluded(Reason.NOT_GREYSCALE, "colour pixels")
         if bits not in (8, 16, 32):
             raise Excluded(Reason.UNSUPPORTED_ENCODING, f"{bits} bits allocated")

@@ -95,60 +95,63 @@ def draw_brain(brain: Brain, build: Build, rng: np.random.Generator) -> None:
     width = np.abs(x)
     mirrored: Points = (width, y, z)
     canvas = brain.canvas
-    canvas.paint(Tissue.CSF, np.ones(width.shape, dtype=np.float32))
-
     brain.surface = brain.depth - brain.collection - np.float32(build.gap_mm)
     tent = z - tentorium(width, y)
-    behind = smooth_step(y, 3, 9)
     before = petrous_mm(width) - y
     infratentorial = (tent < 0) & (before < 0)
-    brainstem = np.minimum(
-        np.minimum(
+    brainstem = np.minimum.reduce(
+        [
             ellipsoid(brain.origin, (0, 3, -9), (17, 11, 12)),
             ellipsoid(brain.origin, (0, 4, -25), (16, 12.5, 13)),
-        ),
-        capsule(brain.origin, (0, 10, -36), (0, 23, -62), 8.5, 6),
+            capsule(brain.origin, (0, 10, -36), (0, 23, -62), 8.5, 6),
+        ]
     )
-    cisterns = np.minimum(
-        np.maximum(brainstem - 4.0, z - 2),
-        ellipsoid(brain.origin, (0, -17, -17), (15, 11, 8)),
-    )
-
-    squeeze = 1 - 0.8 * smooth_step(brain.moved, 1.5, 6)
-    sulcal = _to_sulci(brain.origin, width, brain.surface, build.sulcus_mm * squeeze, rng)
     callosal = np.sqrt(((y - 2) / 43) ** 2 + ((z - 6) / 24) ** 2)
-    fissure = np.where(callosal > 1, width, np.maximum(width, (1 - callosal) * 24)) - np.float32(
-        0.5 + 0.5 * build.sulcus_mm
-    )
-    bend = Waves.draw(rng, 34, 6).at(mirrored)
-    sylvian_plane = np.abs(z + 5 - 0.38 * y + 2.5 * bend)
-    open_mm = np.float32(0.5 + 0.7 * build.sulcus_mm) * squeeze
-    lateral = np.maximum(np.maximum(sylvian_plane - open_mm, 36 - width), np.abs(y) - 30)
-    insular = np.maximum(
-        np.maximum(np.abs(width - 38 + 2.0 * bend) - open_mm * 0.8, sylvian_plane - 12), np.abs(y + 3) - 24
-    )
-    to_csf = np.minimum.reduce([brain.surface, sulcal, fissure, lateral, insular, cisterns])
-    to_cerebellum = np.maximum(tent - 0.6, np.where(tent < 0, before, -9))
-    to_csf = np.where(infratentorial, np.minimum(brain.surface, -tent), to_csf)
-    to_csf = np.where(~infratentorial & (before < 12) & (z < 8), np.minimum(to_csf, to_cerebellum), to_csf)
 
-    tissue = canvas.soft(-to_csf)
-    canvas.paint(Tissue.GREY, tissue)
-    white = canvas.soft(np.float32(_CORTEX_MM) - to_csf) * ~infratentorial
-    canvas.paint(Tissue.WHITE, white)
+    to_fluid = _to_cerebral_fluid(brain, build, brainstem, callosal, rng)
+    beside_tent = np.maximum(tent - 0.6, np.where(tent < 0, before, -9))
+    to_fluid = np.where(infratentorial, np.minimum(brain.surface, -tent), to_fluid)
+    to_fluid = np.where(
+        ~infratentorial & (before < 12) & (z < 8), np.minimum(to_fluid, beside_tent), to_fluid
+    )
+    canvas.paint(Tissue.CSF, np.ones(width.shape, dtype=np.float32))
+    canvas.paint(Tissue.GREY, canvas.soft(-to_fluid))
+    canvas.paint(Tissue.WHITE, canvas.soft(np.float32(_CORTEX_MM) - to_fluid) * ~infratentorial)
     _draw_deep_grey(canvas, mirrored)
-    _draw_posterior_fossa(brain, canvas, infratentorial, brainstem, -to_csf, rng)
-    brain.sulcus = canvas.soft(to_csf) * (brainstem > 1)
+    _draw_posterior_fossa(brain, canvas, infratentorial, brainstem, -to_fluid, rng)
+    brain.sulcus = canvas.soft(to_fluid) * (brainstem > 1)
     brain.ventricle = _draw_ventricles(brain, canvas, mirrored, build)
-    in_csf = np.where(canvas.above == Tissue.CSF, canvas.share, 0) + np.where(
-        canvas.below == Tissue.CSF, 1 - canvas.share, 0
-    )
-    brain.parenchyma = (1 - in_csf).astype(np.float32)
-    brain.white = np.where(canvas.above == Tissue.WHITE, canvas.share, 0) + np.where(
-        canvas.below == Tissue.WHITE, 1 - canvas.share, 0
-    )
-    _draw_membranes(brain, canvas, width, callosal, tent, behind)
+    brain.parenchyma = 1 - canvas.share_of(Tissue.CSF)
+    brain.white = canvas.share_of(Tissue.WHITE)
+    _draw_membranes(brain, canvas, width, callosal, tent, smooth_step(y, 3, 9))
     _draw_vessels(brain, canvas, mirrored)
+
+
+def _to_cerebral_fluid(
+    brain: Brain, build: Build, brainstem: Array, callosal: Array, rng: np.random.Generator
+) -> Array:
+    """Return how far the cerebrum lies from fluid: its surface, sulci, fissures and cisterns.
+
+    Where tissue has been displaced, the folds are squeezed shut.
+    """
+    x, y, z = brain.origin
+    width = np.abs(x)
+    squeeze = 1 - 0.8 * smooth_step(brain.moved, 1.5, 6)
+    open_mm = np.float32(0.5 + 0.7 * build.sulcus_mm) * squeeze
+    sulcal = _to_sulci(brain.origin, width, brain.surface, build.sulcus_mm * squeeze, rng)
+    # Inside the ellipse of the corpus callosum the two halves are joined.
+    halves = np.where(callosal > 1, width, np.maximum(width, (1 - callosal) * 24))
+    interhemispheric = halves - np.float32(0.5 + 0.5 * build.sulcus_mm)
+    bend = Waves.draw(rng, 34, 6).at((width, y, z))
+    plane = np.abs(z + 5 - 0.38 * y + 2.5 * bend)
+    sylvian = np.maximum(np.maximum(plane - open_mm, 36 - width), np.abs(y) - 30)
+    sheet = np.abs(width - 38 + 2.0 * bend) - open_mm * 0.8
+    insular = np.maximum(np.maximum(sheet, plane - 12), np.abs(y + 3) - 24)
+    ambient = np.maximum(brainstem - 4.0, z - 2)
+    suprasellar = ellipsoid(brain.origin, (0, -17, -17), (15, 11, 8))
+    return np.minimum.reduce(
+        [brain.surface, sulcal, interhemispheric, sylvian, insular, ambient, suprasellar]
+    )
 
 
 def _to_sulci(
@@ -171,6 +174,7 @@ def _to_sulci(
     each = Waves.draw(rng, wavelength, 8)
     y, z = (origin[1] - 2) * outward, (origin[2] - 8) * outward
     noise = both.at((width * outward, y, z)) + np.float32(0.5) * each.at((origin[0] * outward, y, z))
+    # The expected slope of the noise turns its value into a distance; 1.12 is the two sets' joint deviation.
     slope = np.float32(1.12 * 2 * np.pi / wavelength / np.sqrt(3))
     sheet = np.abs(noise) / slope - half_width
     below = np.maximum(surface - np.float32(_SULCUS_DEPTH_MM), 0)

@@ -53,7 +53,7 @@ def draw_lesions(
 
 def mark_implied(brain: Brain, sketch: Sketch, findings: tuple[Finding, ...]) -> None:
     """Give the labels that follow from a finding their voxels."""
-    swollen = np.where(brain.canvas.above == Tissue.EDEMA, brain.canvas.share, 0) > 0.35
+    swollen = brain.canvas.share_of(Tissue.EDEMA) > 0.35
     for finding in findings:
         for label in finding.implied:
             if label == "cerebral_edema":

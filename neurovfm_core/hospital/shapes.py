@@ -111,6 +111,10 @@ class Canvas:
         """Return how much of each voxel lies inside a solid."""
         return np.clip(np.float32(0.5) - distance / np.float32(self.edge_mm), 0, 1)
 
+    def share_of(self, tissue: Tissue) -> Array:
+        """Return how much of each voxel a tissue fills."""
+        return (self.above == tissue) * self.share + (self.below == tissue) * (1 - self.share)
+
     def paint(
         self, tissue: Tissue, amount: Array, where: tuple[slice, ...] | NDArray[np.intp] | None = None
     ) -> None:

@@ -42,9 +42,7 @@ SIGNS = ("sign_negated_after", "sign_uncertain_after", "sign_uncertain_before", 
 MACROS = ("seen", "changed", "surgery")
 
 _KIND_OF_SIGN = {sign: sign.removeprefix("sign_") for sign in SIGNS}
-_AFTER = frozenset(
-    {"double_negative_after", "gone_after", "treated_after", "negated_after", "uncertain_after"}
-)
+_AFTER = frozenset({"double_negative_after", "gone_after", "treated_after", "negated_after", "uncertain_after"})
 _BEFORE = frozenset(
     {
         "double_negative_before",
@@ -105,25 +103,32 @@ class Judgement:
 
 AFFIRMED = Judgement(LabelState.PRESENT, "affirmed")
 
+
+def _spaced(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern in which a blank is any run of blanks."""
+    return re.compile(pattern.replace(" *", r"\s*").replace(" ", r"\s+"))
+
+
 _OR = re.compile(r"[\s,]*(?:\w+[\s-]+){0,2}(?:or|vs\.?|versus)\s+(?:\w+[\s-]+){0,3}")
-_CLAUSE = re.compile(r",(?![^.;]*\bor\b)|\bwith\b|\bnow\b|\band (?=there\b|the\b|an?\b|no\b)")
+_CLAUSE = _spaced(r",(?![^.;]*\bor\b)|\bwith\b|\bnow\b|\band (?=there\b|the\b|an?\b|no\b)")
 # "No edema around the meningioma": the place of what is denied is there.
 _PLACE = re.compile(
     r"\w\s+(?:in|within|around|along|at|near|beneath|surrounding|adjacent to|deep to)\s+"
     r"(?:the|this|his|her|known)\s+(?:\w+\s+){0,2}$"
 )
 _KEY_REST = re.compile(r"[\s/,&()+-]*(?:(?:and|or|present|status|presence|score|type)\b[\s/,&-]*)*:")
-_VALUE_NO = re.compile(
-    r"\s*(?:none|no(?:t (?:seen|present|identified|evident|visualized))?|absent|negative|nil|normal"
-    r"|unremarkable|false|n|0(?: ?mm)?|(?:(?:now|completely|fully) )?(?:resolved|removed|no longer))\b"
+_VALUE_NO = _spaced(
+    r" *(?:none|no(?:t (?:seen|present|identified|evident|visualized))?|absent|negative|nil|normal"
+    r"|unremarkable|false|n|0(?: *mm)?|(?:(?:now|completely|fully) )?(?:resolved|removed|no longer))\b"
 )
-_VALUE_NO_CHANGE = re.compile(r"\s*no (?:\w+ ){0,2}(?:change|increase|decrease|progression)")
-_VALUE_YES = re.compile(
-    r"\s*(?:yes|y|present|positive|true|mild|moderate|severe|small|large|trace|tiny|minimal|marked|slight"
-    r"|approximately|stable|unchanged|increas|decreas|similar|acute|chronic|left|right|bilateral|there (?:is|are)|an? |seen|noted|again|\d)"
+_VALUE_NO_CHANGE = _spaced(r" *no (?:\w+ ){0,2}(?:change|increase|decrease|progression)")
+_VALUE_YES = _spaced(
+    r" *(?:yes|y|present|positive|true|mild|moderate|severe|small|large|trace|tiny|minimal|marked|slight"
+    r"|approximately|stable|unchanged|increas|decreas|similar|acute|chronic|left|right"
+    r"|bilateral|there (?:is|are)|an? |seen|noted|again|\d)"
 )
-_VALUE_DOUBT = re.compile(
-    r"\s*(?:possible|probable|likely|questionable|equivocal|indeterminate|suspected|uncertain|cannot)\b"
+_VALUE_DOUBT = _spaced(
+    r" *(?:possible|probable|likely|questionable|equivocal|indeterminate|suspected|uncertain|cannot)\b"
 )
 
 
@@ -132,9 +137,7 @@ class CueFinder:
 
     def __init__(self, cues: Mapping[str, Sequence[str]]) -> None:
         if wrong := set(cues) ^ {*KINDS, *SIGNS, *MACROS}:
-            raise UsageError(
-                f"unknown or missing lists of cues: {', '.join(sorted(wrong))}", where="cues.toml"
-            )
+            raise UsageError(f"unknown or missing lists of cues: {', '.join(sorted(wrong))}", where="cues.toml")
         macros = {name: f"(?:{'|'.join(cues[name])})" for name in MACROS}
         self._kinds = [*KINDS, *(_KIND_OF_SIGN[sign] for sign in SIGNS)]
         words = "|".join(f"(?:{_joined(cues[kind], macros)})(?!\\w)()" for kind in KINDS)
@@ -161,7 +164,7 @@ def _joined(patterns: Sequence[str], macros: Mapping[str, str]) -> str:
     for name, value in macros.items():
         joined = joined.replace(f"@{name}", value)
     joined = re.sub(r"(?<!\\)\((?!\?)", "(?:", joined)  # the pattern counts its own groups to name the kind
-    return joined.replace(" *", r"\s*").replace(" ?", r"[\s-]?").replace(" ", r"[\s-]+")
+    return joined.replace(" *", r"\s*").replace(" ?", r"[\s-]*").replace(" ", r"[\s-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +222,7 @@ class Sentence:
                     break
                 if cue.kind in _DENIALS and _PLACE.search(self.text, cue.end, hit.start):
                     continue
-                if cue.kind in _NARROW and not self._near(cue.end, hit.start):
+                if cue.kind in _NARROW and not self._near(cue, hit):
                     continue
                 found.setdefault(cue.kind, cue)
                 if cue.kind == "uncertain_before" and not self.text.startswith("suggest", cue.start):
@@ -243,9 +246,12 @@ class Sentence:
                 break
         return found
 
-    def _near(self, start: int, end: int) -> bool:
-        between = self.text[start:end]
-        return len(between.split()) <= _NARROW_REACH_WORDS and not _CLAUSE.search(between)
+    def _near(self, cue: Cue, hit: Hit) -> bool:
+        between = self.text[cue.end : hit.start]
+        if len(between.split()) > _NARROW_REACH_WORDS or _CLAUSE.search(between):
+            return False
+        verbs = [verb for verb in self.cues if verb.kind == "verbs" and cue.end <= verb.start < hit.start]
+        return not any(self._term_between(cue.end, verb.start) for verb in verbs)
 
     def _term_between(self, start: int, end: int) -> bool:
         return any(start <= hit.start and hit.end <= end for hit in self.hits)
@@ -279,9 +285,7 @@ class Sentence:
             return None
         value = colon + 1
         cue = Cue("template", colon, colon + 1)
-        if _VALUE_NO.match(self.text, value, self.end) and not _VALUE_NO_CHANGE.match(
-            self.text, value, self.end
-        ):
+        if _VALUE_NO.match(self.text, value, self.end) and not _VALUE_NO_CHANGE.match(self.text, value, self.end):
             return Judgement(LabelState.ABSENT, "template", cue)
         if _VALUE_DOUBT.match(self.text, value, self.end):
             return Judgement(LabelState.UNCERTAIN, "template", cue)

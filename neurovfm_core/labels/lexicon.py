@@ -43,10 +43,7 @@ class TermGroup(BaseModel):
             return tuple(found)
 
         return self.model_copy(
-            update={
-                name: phrases(getattr(self, name))
-                for name in ("terms", "only_present", "only_absent", "normal")
-            }
+            update={name: phrases(getattr(self, name)) for name in ("terms", "only_present", "only_absent", "normal")}
         )
 
 
@@ -77,7 +74,7 @@ def _translated(phrase: str, spelling: Mapping[str, str]) -> str:
     for plain, pattern in spelling.items():
         phrase = phrase.replace(plain, pattern)
     phrase = re.sub(r"(?<!\\)\((?!\?)", "(?:", phrase)
-    phrase = phrase.replace(" .. ", r"(?:\s+[\w'/-]+){0,6}?\s+")
+    phrase = phrase.replace(" .. ", r"(?:e?s)?(?:\s+[\w'/-]+){0,6}?\s+")
     return phrase.replace("_?", r"[\s-]?").replace("_", r"[\s-]?").replace(" ", r"[\s-]+")
 
 
@@ -88,9 +85,7 @@ class Attributes:
         self.names = frozenset(phrases)
         parts = []
         # "nondisplaced" must be tried before "displaced", so the longer phrase comes first.
-        pairs = sorted(
-            ((len(text), name, text) for name, texts in phrases.items() for text in texts), reverse=True
-        )
+        pairs = sorted(((len(text), name, text) for name, texts in phrases.items() for text in texts), reverse=True)
         self._name_of: dict[int, str] = {}
         for index, (_, name, text) in enumerate(pairs, start=1):
             parts.append(phrase_pattern(text, spelling) + r"(?!\w)()")
@@ -187,7 +182,8 @@ class Lexicon:
             stop, candidates = self._longest(text, begin, end)
             if candidates:
                 hits.append(Hit(begin, stop, tuple(candidates)))
-            position = max(stop, begin + 1)
+            # A guard that rejects "brain mass" must not hide the "mass effect" that begins inside it.
+            position = stop if candidates else begin + 1
         return hits
 
     def _longest(self, text: str, begin: int, end: int) -> tuple[int, list[Candidate]]:

@@ -108,9 +108,7 @@ class Ontology:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise UsageError(
-                f"the ontology has a wrong value: {first['msg']}", where=f"{where}, {place}"
-            ) from error
+            raise UsageError(f"the ontology has a wrong value: {first['msg']}", where=f"{where}, {place}") from error
         if path is not None:
             for modality in Modality:
                 ontology.lexicon(modality)  # a phrase that is not a pattern is refused now, not in the run
@@ -123,9 +121,7 @@ class Ontology:
     def entry(self, label: str, modality: Modality | str) -> LabelEntry:
         """Return the meaning of a label; its `implies` holds only labels of this modality."""
         if label not in self._index[Modality(modality)]:
-            raise UsageError(
-                f"{label} is not a label of {Modality(modality).value}", hint="see Ontology.labels"
-            )
+            raise UsageError(f"{label} is not a label of {Modality(modality).value}", hint="see Ontology.labels")
         entry = self.data.label[label]
         implies = tuple(name for name in entry.implies if name in self._index[Modality(modality)])
         return LabelEntry(
@@ -150,17 +146,14 @@ class Ontology:
         for modality in Modality:
             own = self._index[modality]
             closure[modality] = {
-                label: tuple(name for name in _ancestors(label, self.data.label) if name in own)
-                for label in own
+                label: tuple(name for name in _ancestors(label, self.data.label) if name in own) for label in own
             }
         return closure
 
     @cached_property
     def _lexicons(self) -> Mapping[Modality, Lexicon]:
         attributes = Attributes(self.data.attributes, self.data.spelling)
-        return {
-            modality: Lexicon(self._groups(modality), attributes, self.data.spelling) for modality in Modality
-        }
+        return {modality: Lexicon(self._groups(modality), attributes, self.data.spelling) for modality in Modality}
 
     def _groups(self, modality: Modality) -> Iterator[tuple[str, TermGroup]]:
         for label in self.labels(modality):

@@ -104,9 +104,7 @@ def label_report(text: str, modality: Modality | str, ontology: Ontology) -> lis
     return list(found)
 
 
-def study_labels(
-    mentions: Iterable[Mention], modality: Modality | str, ontology: Ontology
-) -> dict[str, LabelState]:
+def study_labels(mentions: Iterable[Mention], modality: Modality | str, ontology: Ontology) -> dict[str, LabelState]:
     """Settle one state for every label of a modality.
 
     The addendum overrules the impression, and that the findings; but a weak denial ("no new ...", "no
@@ -240,9 +238,7 @@ class _Reader:
         evidence = self.text[start:end]
         return Mention(candidate.label, state, term.side, evidence, start, end, rule, self.section)
 
-    def _without_attribute(
-        self, term: _Term, group: TermGroup, state: LabelState | None
-    ) -> LabelState | None:
+    def _without_attribute(self, term: _Term, group: TermGroup, state: LabelState | None) -> LabelState | None:
         """Return the state of a label whose attribute is not beside the term; None if it is not meant."""
         if state is None or term.own:
             return None

@@ -36,9 +36,7 @@ _HEADINGS = {
         r"|(?:electronically )?signed(?: by)?|dictated by|communication|notification|critical results?"
         r"|accession|order"
     ),
-    Section.FINDINGS: (
-        r"findings?|report|interpretation|discussion|observations?|description|body|results?|narrative"
-    ),
+    Section.FINDINGS: (r"findings?|report|interpretation|discussion|observations?|description|body|results?|narrative"),
     Section.IMPRESSION: r"impressions?|conclusions?|opinion|assessment|summary|diagnos[ei]s",
     Section.ADDENDUM: r"addend(?:um|a)|amend(?:ed report|ment)|corrected report|correction",
 }
@@ -51,9 +49,7 @@ _HEADING = re.compile(
     re.MULTILINE,
 )
 _BLANK_LINE = re.compile(r"\S[^\n]*\n\s*\n")
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:dr|mr|mrs|prof|vs|e\.g|i\.e|approx|cf|fig|ca|resp|incl|max|min|st)$"
-)
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:dr|mr|mrs|prof|vs|e\.g|i\.e|approx|cf|fig|ca|resp|incl|max|min|st)$")
 _BREAK = re.compile(r"[.!?]+(?=[\s,)]|$)|;|\n")
 _OPENS_LINE = re.compile(r"[ ]*(?:\n|[-*•o>] |\d{1,2}[.)]|\[|[a-z][\w /&(),-]{0,50}:)")
 
@@ -86,9 +82,7 @@ def sentences(text: str) -> Iterator[Span]:
             if match.group() == "\n":
                 if not _line_ends_sentence(text, begin, match.start(), end, width):
                     continue
-            elif match.group() == "." and _ABBREVIATION.search(
-                text, max(begin, match.start() - 8), match.start()
-            ):
+            elif match.group() == "." and _ABBREVIATION.search(text, max(begin, match.start() - 8), match.start()):
                 continue
             if text[begin : match.end()].strip(" \n.,;:"):
                 yield Span(begin, match.end(), section)

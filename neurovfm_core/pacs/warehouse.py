@@ -186,9 +186,7 @@ class Warehouse:
     def _connection(self) -> Iterator[Connection]:
         try:
             with self.engine.connect() as connection:
-                missing = [
-                    t for t in ("studies", "reports") if not sqlalchemy.inspect(connection).has_table(t)
-                ]
+                missing = [t for t in ("studies", "reports") if not sqlalchemy.inspect(connection).has_table(t)]
                 if missing:
                     raise UsageError(
                         f"the warehouse has no table {missing[0]!r}",

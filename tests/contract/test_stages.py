@@ -68,9 +68,7 @@ def test_every_candidate_ends_as_a_row(stage: Stage, finished: Workspace) -> Non
 
 
 @every_stage
-def test_redone_work_has_the_same_bytes_with_any_number_of_workers(
-    stage: Stage, finished: Workspace, run_one
-) -> None:
+def test_redone_work_has_the_same_bytes_with_any_number_of_workers(stage: Stage, finished: Workspace, run_one) -> None:
     before = content(finished, stage.name)
     forget(finished, stage)
     site = finished.root / "site.toml"
@@ -87,9 +85,7 @@ def test_a_killed_run_converges(stage: Stage, finished: Workspace, run_one) -> N
     before = content(finished, stage.name)
     forget(finished, stage)
     command = [sys.executable, "-m", "flows.cli", "run", stage.name, "-w", str(finished.root)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(random.Random(stage.name).uniform(1.5, 5.0))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

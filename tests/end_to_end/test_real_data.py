@@ -49,9 +49,7 @@ def test_real_heads_reach_the_shards(real: Workspace) -> None:
     assert all(row["num_tokens"] > 0 for row in done)
 
 
-def test_embed_returns_features_for_real_nifti(
-    finished_root: Path, shared_data: Path, tmp_path: Path
-) -> None:
+def test_embed_returns_features_for_real_nifti(finished_root: Path, shared_data: Path, tmp_path: Path) -> None:
     from tasks.embed import embed_paths
 
     encoder = next((finished_root / "encoders").glob("*/*/encoder"))

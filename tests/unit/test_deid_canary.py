@@ -26,11 +26,7 @@ def element(tag: int, vr: str, value: bytes) -> bytes:
     """Encode one element, explicit VR little endian; pydicom would refuse most of these values."""
     value += (b"\0" if vr in {"UI", "OB", "UN"} else b" ") * (len(value) % 2)
     head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr.encode()
-    return (
-        head
-        + (struct.pack("<HI", 0, len(value)) if vr in LONG_VRS else struct.pack("<H", len(value)))
-        + value
-    )
+    return head + (struct.pack("<HI", 0, len(value)) if vr in LONG_VRS else struct.pack("<H", len(value))) + value
 
 
 def sequence(tag: int, *items: bytes) -> bytes:
@@ -162,9 +158,7 @@ def pseudonymizer():
 
 
 @pytest.mark.parametrize("numbers_too", [False, True])
-def test_no_canary_survives_export_in_bytes_names_logs_or_facts(
-    tmp_path, pseudonymizer, caplog, recwarn, numbers_too
-):
+def test_no_canary_survives_export_in_bytes_names_logs_or_facts(tmp_path, pseudonymizer, caplog, recwarn, numbers_too):
     caplog.set_level(logging.DEBUG)
     folder = tmp_path / f"{WORD}_archive"
     folder.mkdir()
@@ -187,9 +181,7 @@ def test_what_leaves_is_only_what_has_a_rule(tmp_path, pseudonymizer):
     (tmp_path / "x.dcm").write_bytes(canary_file(UID_ROOT + "3", numbers_too=False))
     source = FolderSource(tmp_path)
     (listing,) = source.listing()
-    export_series(
-        listing, source, pseudonymizer, tmp_path / "out", ExportParams(require_warehouse=False), None
-    )
+    export_series(listing, source, pseudonymizer, tmp_path / "out", ExportParams(require_warehouse=False), None)
     (path,) = (tmp_path / "out").rglob("*.dcm")
     allowed = set(RULE_OF_TAG) | {element.tag for element in _identity("pat_x", "40-49")} | {PIXEL_DATA}
     written = pydicom.dcmread(path)
@@ -202,23 +194,17 @@ def test_what_leaves_is_only_what_has_a_rule(tmp_path, pseudonymizer):
         "113107",
         "113109",
     }
-    assert np.array_equal(
-        written.pixel_array, np.arange(ROWS * COLUMNS, dtype=np.int16).reshape(ROWS, COLUMNS)
-    )
+    assert np.array_equal(written.pixel_array, np.arange(ROWS * COLUMNS, dtype=np.int16).reshape(ROWS, COLUMNS))
 
 
 def test_a_refusal_tells_no_identifier(tmp_path, pseudonymizer):
-    body = image_elements(UID_ROOT + "3") | {
-        0x00080016: element(0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.7")
-    }
+    body = image_elements(UID_ROOT + "3") | {0x00080016: element(0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.7")}
     whole = canary_file(UID_ROOT + "3", numbers_too=False)
     head = whole[: whole.index(image_elements(UID_ROOT + "3")[0x00080016])]
     (tmp_path / f"{WORD}.dcm").write_bytes(head + b"".join(body[tag] for tag in sorted(body)))
     source = FolderSource(tmp_path)
     (listing,) = (entry for entry in source.listing() if isinstance(entry, SeriesListing))
     with pytest.raises(Excluded) as refusal:
-        export_series(
-            listing, source, pseudonymizer, tmp_path / "out", ExportParams(require_warehouse=False), None
-        )
+        export_series(listing, source, pseudonymizer, tmp_path / "out", ExportParams(require_warehouse=False), None)
     assert leaks(repr(refusal.value.args).encode() + str(refusal.value).encode()) == []
     assert not list((tmp_path / "out").rglob("*.dcm"))

@@ -8,9 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
-    path
-    for folder in ("flows", "tasks", "manifests", "neurovfm_core")
-    for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("flows", "tasks", "manifests", "neurovfm_core") for path in (ROOT / folder).rglob("*.py")
 )
 
 
@@ -41,9 +39,7 @@ def test_help_needs_neither_torch_nor_prefect() -> None:
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "assert not {'torch', 'prefect', 'pydicom', 'SimpleITK'} & set(sys.modules), 'slow imports'"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -53,9 +49,7 @@ def test_data_workers_need_no_torch() -> None:
         "from tasks import export, convert, preprocess, shard, label\n"
         "assert 'torch' not in sys.modules and 'prefect' not in sys.modules"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -20,9 +20,7 @@ from neurovfm_core.pacs import (
 from neurovfm_core.pacs.warehouse import METADATA, REPORTS, STUDIES
 
 
-def write_instance(
-    path, series="1.2.3", instance="1.2.3.4", study="1.2", patient="P1", sop_class=MRImageStorage
-):
+def write_instance(path, series="1.2.3", instance="1.2.3.4", study="1.2", patient="P1", sop_class=MRImageStorage):
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = sop_class

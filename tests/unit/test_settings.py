@@ -48,9 +48,7 @@ def test_settings_are_read_by_somebody() -> None:
     """A setting that no code names is a promise nobody keeps."""
     root = Path(__file__).resolve().parents[2]
     code = "\n".join(
-        path.read_text()
-        for folder in ("tasks", "flows", "neurovfm_core")
-        for path in (root / folder).rglob("*.py")
+        path.read_text() for folder in ("tasks", "flows", "neurovfm_core") for path in (root / folder).rglob("*.py")
     )
     unread = [row["key"] for row in explain() if f".{row['key']}" not in code]
     assert unread == []
