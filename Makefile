@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDIES ?= 60
 
-.PHONY: demo test lint setup setup-tests clean
+.PHONY: demo test lint docs setup setup-tests clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The reference pages are written from the code; a test fails when they are old.
+docs: setup
+	$(BIN)/python -m flows.reference docs/reference
 
 clean:
 	rm -rf demo-workspace demo-hospital build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

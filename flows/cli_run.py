@@ -32,7 +32,7 @@ def plan(stages: StagesArgument = None, workspace: WorkspaceOption = Path(), as_
 
       neurovfm plan preprocess --json  one stage, for a program
     """
-    from tasks.plan import plan_chain
+    from tasks.plan import State, plan_chain
     from tasks.registry import STAGES, stages_named
     from tasks.workspace import Workspace
 
@@ -57,7 +57,15 @@ def plan(stages: StagesArgument = None, workspace: WorkspaceOption = Path(), as_
     console.print(table("", ["stage", "state", "to do", "done", "why"], rows_shown))
     for p in plans:
         for note in p.notes:
-            console.print(f"  {p.stage}: {note}", highlight=False)
+            console.print(f"{p.stage}: {note}", highlight=False)
+    suspects = ", ".join(p.stage for p in plans if p.state is State.SUSPECT)
+    if suspects:
+        console.print(
+            f"The code of {suspects} changed since the last run, their meaning (semantic version) did not. Done items "
+            "are kept: neurovfm accept STAGE --because TEXT records that this is right, neurovfm run STAGE --force "
+            "recomputes.",
+            highlight=False,
+        )
 
 
 @app.command()

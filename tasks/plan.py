@@ -103,10 +103,6 @@ def plan_stage(
         todo, why = todo.slice(0, 0), {}
     if state is State.FRESH and _is_suspect(stage, workspace):
         state = State.SUSPECT
-        notes.append(
-            f"its code changed since its last run: `neurovfm accept {stage.name} --because TEXT`, "
-            f"or recompute with `neurovfm run {stage.name} --force`"
-        )
     if selection.limit is not None:
         todo = todo.slice(0, selection.limit)
     whole = not (selection.only or selection.limit is not None)
