@@ -10,6 +10,7 @@ from neurovfm_core.files import sha256_of
 from neurovfm_core.randomness import rng_for
 from neurovfm_core.shards import verify_shard
 from tasks.registry import stages_named
+from tasks.stage import Stage
 from tasks.workspace import FOLDERS, REPORTS_FOLDER, Workspace
 
 logger = logging.getLogger(__name__)
@@ -33,22 +34,22 @@ def damaged_files(workspace: Workspace, stages: list[str], sample: float) -> tup
             if rng.random() > sample or not row["outputs"]:
                 continue
             checked += 1
-            problem = _problem(workspace, stage.name, row, seen)
+            problem = _problem(workspace, stage, row, seen)
             if problem:
                 output = row["outputs"][0]
                 damaged.append({"stage": stage.name, "item_id": row["item_id"], "output": output, "problem": problem})
     return checked, damaged
 
 
-def _problem(workspace: Workspace, stage: str, row: dict[str, Any], seen: set[str]) -> str:
+def _problem(workspace: Workspace, stage: Stage, row: dict[str, Any], seen: set[str]) -> str:
     paths = [workspace.root / output for output in row["outputs"]]
     missing = [path for path in paths if not path.exists()]
     if missing:
         return "missing"
-    if stage == "export":
+    if stage.name == "export":
         found = folder_sha256(paths[0]) if paths[0].is_dir() else sha256_of(paths[0])
         return "" if found == row["sha256"] else "checksum differs"
-    if stage == "shard":
+    if stage.name == "shard":
         # Many volumes share a shard; it is read once.
         if row["outputs"][0] in seen:
             return ""
@@ -58,7 +59,7 @@ def _problem(workspace: Workspace, stage: str, row: dict[str, Any], seen: set[st
         except IntegrityError as error:
             return error.what
         return ""
-    return "" if sha256_of(paths[0]) == row["sha256"] else "checksum differs"
+    return "" if sha256_of(*paths[: stage.hashed_outputs]) == row["sha256"] else "checksum differs"
 
 
 def collect_garbage(workspace: Workspace, *, delete: bool) -> list[dict[str, Any]]:

@@ -230,10 +230,7 @@ def _written_whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        fsync_folder(partial)
+        os.sync()  # once for all files: an fsync each took twice the time of the export itself
         if folder.exists():
             folder.replace(old)
         partial.replace(folder)

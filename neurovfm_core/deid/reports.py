@@ -48,6 +48,7 @@ _PLACES = r"(?i:hospitals?|medical cent(?:er|re)|clinic|infirmary|health system|
 _STREETS = r"(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Boulevard|Blvd|Court|Way)"
 _SIGNED = r"(?:signed|dictated|transcribed|read|reported|interpreted|reviewed|approved|verified) by"
 _TOLD = r"(?:discussed with|communicated to|notified|conveyed to|called to)"
+_RELATIVE = r"(?:wife|husband|spouse|partner|daughter|son|mother|father|sister|brother|guardian|caregiver|neighbou?r)"
 _NAME_LABELS = (
     r"patient(?: name)?|name|(?:referring|ordering)(?: physician| provider)?|requested by|"
     rf"radiologist|attending|resident|technologist|{_SIGNED}|{_TOLD}"
@@ -77,7 +78,7 @@ PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\b{_TITLES}[ \t]*{_NAME}", 0, "[NAME]"),
         (rf"\b{_NAME}{_DEGREES}(?![A-Za-z])", 0, "[NAME]"),
         (rf"((?i:\b(?:{_NAME_LABELS}))[ \t]*:[ \t]*){_NAME}(?:,[ \t]*{_NAME})?", 0, r"\1[NAME]"),
-        (rf"((?i:\b(?:{_SIGNED}|{_TOLD}))[ \t]+){_NAME}", 0, r"\1[NAME]"),
+        (rf"((?i:\b(?:{_SIGNED}|{_TOLD}|{_RELATIVE},?))[ \t]+\(?){_NAME}", 0, r"\1[NAME]"),
     )
 )  # fmt: skip
 _AGE = re.compile(r"\b(\d{2,3})(?=[ -]?(?:years?[ -]old|year[ -]old|y/?o\b|yo\b|-year-old))", re.I)

@@ -46,9 +46,7 @@ def generated_rows(start: int, stop: int, changed: int = 0) -> pa.Table:
     ids = digests(np.random.default_rng([1, start]), num, 16, "ser_")
     inputs = digests(np.random.default_rng([2, start]), num)
     if changed:
-        inputs = pa.concat_arrays(
-            [digests(np.random.default_rng([3, start]), changed), inputs.slice(changed)]
-        )
+        inputs = pa.concat_arrays([digests(np.random.default_rng([3, start]), changed), inputs.slice(changed)])
     rng = np.random.default_rng([4, start])
     kind = rng.choice(3, num, p=[0.93, 0.06, 0.01])
     finished = pa.scalar(datetime(2026, 1, 1, tzinfo=UTC), pa.timestamp("us", "UTC"))

@@ -19,9 +19,16 @@ from tasks.verify import damaged_files
 from tasks.workspace import FOLDERS, Workspace
 
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-UNDER_TEST = {
-    # One setting of each stage that changes what it would produce.
-    "export": ("[export]\nretain_device_identity = false\n", None),
+CHANGES = {
+    # One setting of each stage that changes what it means: (what site.toml says, what it says then).
+    "export": ("", "[export]\nretain_safe_private = false"),
+    "convert": ("", "[convert]\nmin_slices = 5"),
+    "preprocess": ("", "[preprocess]\nslice_mm = 5.0"),
+    "shard": ("volumes_per_shard = 8", "volumes_per_shard = 9"),
+    "label": ("", "[label]\nontology_path = '{root}/ontology.toml'"),
+    "pretrain": ("steps = 8", "steps = 10"),
+    "probe": ("epochs = 3", "epochs = 4"),
+    "analyze": ("replicates = 100", "replicates = 200"),
 }
 
 
@@ -96,10 +103,15 @@ def test_a_killed_run_converges(stage: Stage, finished: Workspace, run_one) -> N
 
 
 @every_stage
-def test_a_changed_setting_makes_this_stage_and_those_after_it_stale(
-    stage: Stage, finished: Workspace, changed_setting
-) -> None:
-    workspace = changed_setting(finished, stage.name)
+def test_a_changed_setting_makes_this_stage_and_those_after_it_stale(stage: Stage, finished: Workspace) -> None:
+    before, after = CHANGES[stage.name]
+    (finished.root / "ontology.toml").write_text("")
+    site = finished.root / "site.toml"
+    text = site.read_text()
+    assert before in text
+    after = after.format(root=finished.root)
+    site.write_text(text.replace(before, after) if before else f"{text}\n{after}\n")
+    workspace = Workspace.open(finished.root)
     states = {plan.stage: plan.state for plan in plan_chain(STAGES, workspace)}
     stale = {name for name, state in states.items() if state is State.STALE}
     assert stale == downstream(stage)

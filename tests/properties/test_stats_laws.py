@@ -9,9 +9,9 @@ from sklearn.metrics import roc_auc_score
 from neurovfm_core.stats.auroc import auroc
 from neurovfm_core.stats.bootstrap import auroc_replicates
 
-scored = st.lists(
-    st.tuples(st.integers(-5, 5), st.sampled_from([0.0, 1.0, np.nan])), min_size=2, max_size=40
-).map(lambda pairs: (np.array([s for s, _ in pairs], float), np.array([y for _, y in pairs])))
+scored = st.lists(st.tuples(st.integers(-5, 5), st.sampled_from([0.0, 1.0, np.nan])), min_size=2, max_size=40).map(
+    lambda pairs: (np.array([s for s, _ in pairs], float), np.array([y for _, y in pairs]))
+)
 
 
 @settings(deadline=None)

@@ -345,6 +345,11 @@ def test_findings_are_left_alone(sentence):
     assert scrub_report(sentence, KNOWN) == sentence
 
 
+def test_a_relative_is_not_named():
+    text = scrub_report("History from the daughter, Anna Berg, and his wife Eva Berg.", Identifiers())
+    assert text == "History from the daughter, [NAME], and his wife [NAME]."
+
+
 def test_very_old_ages_are_not_told():
     assert scrub_report("A 93-year-old and an 89 year old", Identifiers()) == "A 90+-year-old and an 89 year old"
 

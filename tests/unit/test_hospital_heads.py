@@ -180,9 +180,7 @@ def test_hounsfield_units_are_those_of_the_textbook():
 
 
 def test_blood_is_bright_and_old_blood_is_dark_on_ct():
-    fresh = hu_in(
-        scan(head_of("CT", "acute_subdural_hematoma", size_mm=14.0), "CT"), "acute_subdural_hematoma"
-    )
+    fresh = hu_in(scan(head_of("CT", "acute_subdural_hematoma", size_mm=14.0), "CT"), "acute_subdural_hematoma")
     label = "subacute_chronic_subdural_hematoma"
     old = hu_in(scan(head_of("CT", label, size_mm=14.0), "CT"), label)
     bleed = hu_in(scan(head_of("CT", "intraparenchymal_hemorrhage"), "CT"), "intraparenchymal_hemorrhage")

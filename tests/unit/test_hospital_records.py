@@ -114,9 +114,7 @@ def test_every_vendor_and_encoding_gives_back_the_scanners_pixels_and_geometry(s
         assert ds.pixel_array.max() < 2**ds.BitsStored
     assert sorted(int(ds.InstanceNumber) for ds in slices) == list(range(1, len(slices) + 1))
     assert len({ds.SOPInstanceUID for ds in slices}) == len(slices)
-    assert {str(ds.file_meta.MediaStorageSOPInstanceUID) for ds in slices} == {
-        ds.SOPInstanceUID for ds in slices
-    }
+    assert {str(ds.file_meta.MediaStorageSOPInstanceUID) for ds in slices} == {ds.SOPInstanceUID for ds in slices}
     assert len({ds.FrameOfReferenceUID for ds in slices} | {ds.StudyInstanceUID for ds in slices}) == 2
 
 
@@ -157,9 +155,7 @@ def test_a_reformat_shows_the_same_voxels_at_the_same_places(axis):
         for down in (0, cut.pixels.shape[1] - 1):  # rows that lie on original slices
             for along in (0, 5, cut.pixels.shape[2] - 1):
                 place = (
-                    cut.image_positions[at]
-                    + row * along * cut.pixel_spacing[1]
-                    + column * down * cut.pixel_spacing[0]
+                    cut.image_positions[at] + row * along * cut.pixel_spacing[1] + column * down * cut.pixel_spacing[0]
                 )
                 index = inverse @ (place - stack.image_positions[0])
                 np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
@@ -262,9 +258,7 @@ def test_broken_series_are_broken_as_the_truth_says(hospital, truths):
             except (ValueError, AttributeError, EOFError, RuntimeError, zlib.error):
                 assert series["defect"] == "truncated"
                 datasets = datasets[: len([ds for ds in datasets if ds]) - (len(datasets) > 0)]
-        orientations = {
-            tuple(ds.ImageOrientationPatient) for ds in datasets if "ImageOrientationPatient" in ds
-        }
+        orientations = {tuple(ds.ImageOrientationPatient) for ds in datasets if "ImageOrientationPatient" in ds}
         if series["role"] == "mixed_orientations":
             assert len(orientations) == 2
         if series["role"] == "localizer" and datasets[0].Modality == "MR":
@@ -293,9 +287,7 @@ def test_masks_lie_on_the_slices_of_their_series(hospital, truths):
                 assert masks[name].dtype == bool
                 assert masks[name].shape == (series["num_instances"], first.Rows, first.Columns)
             positions = masks["image_positions"]
-        places = np.array(
-            [[float(part) for part in pydicom.dcmread(file).ImagePositionPatient] for file in files]
-        )
+        places = np.array([[float(part) for part in pydicom.dcmread(file).ImagePositionPatient] for file in files])
         gaps = np.linalg.norm(positions[:, None] - places[None], axis=2)
         assert gaps.min(axis=1).max() < 1e-5
     assert checked >= 10
@@ -458,9 +450,7 @@ def test_reports_vary_and_hold_no_unfilled_slot(dictations):
     texts = [report.text for _, report in dictations if report.text]
     assert len(set(texts)) == len(texts)
     assert not any(
-        re.search(r"[{}]|  [a-z]|\bNone None\b| \.| ,", body(report))
-        for _, report in dictations
-        if report.text
+        re.search(r"[{}]|  [a-z]|\bNone None\b| \.| ,", body(report)) for _, report in dictations if report.text
     )
     assert sum(text.isupper() or "EVIDENCE" in text for text in texts) > 20
     assert sum("HEMORRHAGE: " in text for text in texts) > 20
@@ -468,9 +458,7 @@ def test_reports_vary_and_hold_no_unfilled_slot(dictations):
     assert 5 < sum(not report.text for _, report in dictations) < 30
     assert sum(bool(report.addendum) for _, report in dictations) > 30
     states = Counter(state for _, report in dictations for state in report.states.values())
-    assert (
-        min(states[state] for state in (LabelState.UNCERTAIN, LabelState.ABSENT, LabelState.HISTORICAL)) > 30
-    )
+    assert min(states[state] for state in (LabelState.UNCERTAIN, LabelState.ABSENT, LabelState.HISTORICAL)) > 30
 
 
 def test_states_of_a_report_are_written_to_the_truth(hospital, truths):

@@ -242,9 +242,7 @@ def test_a_new_column_joins_an_old_table_without_rewriting_it(manifest, monkeypa
     assert {field.name for field in DeltaTable(manifest.folder).schema().fields} == set(newer.names)
 
 
-def test_rows_are_on_disk_before_a_commit_names_them_and_the_commit_before_append_returns(
-    manifest, monkeypatch
-):
+def test_rows_are_on_disk_before_a_commit_names_them_and_the_commit_before_append_returns(manifest, monkeypatch):
     manifest.append([row("a")], {})
     synced = []
     real_sync = store_module.sync
@@ -323,9 +321,7 @@ def test_a_rollback_restates_and_deletes_nothing(manifest):
     then = manifest.append([row("a"), row("b", source_id="s"), row("c", source_id="s"), row("d")], {})
     later = manifest.append([failed("a"), row("b", source_id="s", sha256="other"), row("e")], {})
     manifest.restate(then.version, {"run_id": "run_back"})
-    assert manifest.diff(then, manifest.pin().version).summary == dict.fromkeys(
-        manifest.diff(then, then).summary, 0
-    )
+    assert manifest.diff(then, manifest.pin().version).summary == dict.fromkeys(manifest.diff(then, then).summary, 0)
     assert items(manifest.current()) == ["a", "b", "c", "d"]
     restated = manifest.changed_since(later)
     assert items(restated) == ["a", "b", "c", "e"], "both rows of source s, so that they stay one run"

@@ -251,9 +251,7 @@ def test_lineage_follows_pins_back_to_the_first_stage_and_says_where_it_breaks(t
     assert json.loads(json.dumps(tree)) == tree
     assert list(tree["inputs"]) == ["convert", "export"]
     assert tree["inputs"]["convert"]["version"] > convert.version
-    assert Pin.from_dict(tree["inputs"]["convert"]["inputs"]["export"]) == export, (
-        "a compaction hides nothing"
-    )
+    assert Pin.from_dict(tree["inputs"]["convert"]["inputs"]["export"]) == export, "a compaction hides nothing"
 
     chart = mermaid(tree).splitlines()
     assert chart[0] == "flowchart LR"

@@ -76,9 +76,7 @@ def test_of_student_and_teacher_the_caller_has_to_choose(tmp_path, encoder):
 def test_a_named_size_needs_no_shape(tmp_path):
     tiny = Encoder(EncoderConfig(width=192, depth=12, num_heads=3), seed=0)
     save_file(tiny.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(
-        json.dumps({"which": "vit_tiny", "params": {"drop_path_rate": 0.0}})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({"which": "vit_tiny", "params": {"drop_path_rate": 0.0}}))
     assert encoder_digest(load_encoder(tmp_path)) == encoder_digest(tiny)
 
 

@@ -31,9 +31,7 @@ def packed_batch(lengths, seed=0):
     return tokens, coords
 
 
-@pytest.mark.parametrize(
-    ("size", "count"), [("tiny", 5_502_498), ("small", 21_652_578), ("base", 85_803_234)]
-)
+@pytest.mark.parametrize(("size", "count"), [("tiny", 5_502_498), ("small", 21_652_578), ("base", 85_803_234)])
 def test_an_encoder_has_as_many_parameters_as_the_published_one(size, count):
     with torch.device("meta"):
         assert num_parameters(Encoder(ENCODER_SIZES[size], seed=None)) == count
@@ -49,9 +47,7 @@ def test_the_default_predictor_has_as_many_parameters_as_the_published_one():
 
 def test_the_names_and_shapes_of_a_base_encoder_are_the_published_ones():
     with torch.device("meta"):
-        shapes = {
-            name: tuple(x.shape) for name, x in Encoder(ENCODER_SIZES["base"], seed=None).named_parameters()
-        }
+        shapes = {name: tuple(x.shape) for name, x in Encoder(ENCODER_SIZES["base"], seed=None).named_parameters()}
     expected = {
         "token_embed.proj.weight": (738, 1024),
         "token_embed.proj.bias": (738,),
@@ -123,9 +119,7 @@ def test_features_follow_the_tokens_when_these_change_places():
     tokens, coords = packed_batch([12])
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
     features = encoder(tokens, coords, [12])
-    torch.testing.assert_close(
-        encoder(tokens[order], coords[order], [12]), features[order], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(encoder(tokens[order], coords[order], [12]), features[order], atol=1e-5, rtol=1e-5)
     moved = encoder(tokens, coords[order], [12])
     assert (moved - features).abs().max() > 0.01  # the place of a token does matter
 

@@ -37,9 +37,7 @@ def one_thread():
 def bag(study_id: str, features: np.ndarray) -> Bag:
     n = len(features)
     zeros = np.zeros(n, np.int32)
-    return Bag(
-        study_id, np.float32(features), np.zeros((n, 3), np.int32), zeros, np.uint8(zeros), ("ser_v0",), n
-    )
+    return Bag(study_id, np.float32(features), np.zeros((n, 3), np.int32), zeros, np.uint8(zeros), ("ser_v0",), n)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +134,7 @@ def test_label_states_become_targets_as_the_settings_say():
     names = [str(state) for state in LabelState]
     assert names == ["present", "uncertain", "absent", "historical", "not_mentioned"]
     nan = math.nan
-    np.testing.assert_array_equal(
-        label_matrix([study], [*names, "unheard"], ProbeParams()), [[1, nan, 0, 0, 0, nan]]
-    )
+    np.testing.assert_array_equal(label_matrix([study], [*names, "unheard"], ProbeParams()), [[1, nan, 0, 0, 0, nan]])
     other = ProbeParams(uncertain_as="present", historical_as="missing", not_mentioned_as="missing")
     np.testing.assert_array_equal(label_matrix([study], names, other), [[1, 1, 0, nan, nan]])
     assert label_matrix([], names, other).shape == (0, 5)

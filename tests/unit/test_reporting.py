@@ -33,9 +33,7 @@ def evaluation(seed: int = 0) -> dict:
 @pytest.fixture(scope="module")
 def results() -> dict:
     log = [{"step": s, "loss": 1 / s, "feature_std": 0.9, "effective_rank": 20.0} for s in range(1, 40)]
-    log += [
-        {"step": s, "val_loss": 1.1 / s, "val_feature_std": 0.9, "val_effective_rank": 19} for s in (10, 20)
-    ]
+    log += [{"step": s, "val_loss": 1.1 / s, "val_feature_std": 0.9, "val_effective_rank": 19} for s in (10, 20)]
     series = [
         {
             "split": "train" if i < 7 else "test",
@@ -148,9 +146,7 @@ def test_the_page_can_be_drawn_again_from_results_json_alone(folder, tmp_path):
     saved = json.loads((folder / "results.json").read_text())
     render_report(saved, [], tmp_path)
     assert (tmp_path / "results.json").read_bytes() == (folder / "results.json").read_bytes()
-    assert (tmp_path / "figures" / "forest-mr.svg").read_bytes() == (
-        folder / "figures" / "forest-mr.svg"
-    ).read_bytes()
+    assert (tmp_path / "figures" / "forest-mr.svg").read_bytes() == (folder / "figures" / "forest-mr.svg").read_bytes()
 
 
 def test_text_from_the_data_cannot_become_markup(html):

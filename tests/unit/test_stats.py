@@ -88,9 +88,7 @@ def test_macro_is_averaged_inside_each_replicate():
         warnings.simplefilter("ignore", RuntimeWarning)
         macro = np.nanmean(areas, axis=1)
     estimate = result.macro["pretrained"]
-    assert (estimate.low, estimate.high) == pytest.approx(
-        tuple(np.quantile(macro, [0.025, 0.975])), abs=1e-14
-    )
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(macro, [0.025, 0.975])), abs=1e-14)
     points = [auroc(scores["pretrained"][:, c], labels[:, c]) for c in range(labels.shape[1])]
     assert estimate.value == pytest.approx(np.mean(points), abs=1e-14)
 
@@ -129,9 +127,7 @@ def test_rare_classes_are_suppressed_flagged_and_kept_out_of_the_average():
         (False, True),
         (False, False),
     ]
-    assert result.macro["a"].value == pytest.approx(
-        np.mean([auroc(scores["a"][:, c], labels[:, c]) for c in (1, 2)])
-    )
+    assert result.macro["a"].value == pytest.approx(np.mean([auroc(scores["a"][:, c], labels[:, c]) for c in (1, 2)]))
     page = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert "auroc" not in page["classes"][0]
     assert page["classes"][1]["num_positives"] == 20
