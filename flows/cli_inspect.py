@@ -33,7 +33,7 @@ def status(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
     console.print(table("", keys, [[row[key] for key in keys] for row in rows]))
     for row in rows:
         for reason, number in row["reasons"].items():
-            console.print(f"  {row['stage']}: {number:,} {reason}", highlight=False)
+            console.print(f"  {row['stage']}: {number:,} {reason}", highlight=False, markup=False)
 
 
 @app.command()

@@ -57,7 +57,7 @@ def plan(stages: StagesArgument = None, workspace: WorkspaceOption = Path(), as_
     console.print(table("", ["stage", "state", "to do", "done", "why"], rows_shown))
     for p in plans:
         for note in p.notes:
-            console.print(f"{p.stage}: {note}", highlight=False)
+            console.print(f"{p.stage}: {note}", highlight=False, markup=False)
     suspects = ", ".join(p.stage for p in plans if p.state is State.SUSPECT)
     if suspects:
         console.print(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -85,6 +86,8 @@ class ConsoleReporter:
                 f"[bold]{result.stage}[/]  nothing to do, {result.fresh:,} items are up to date",
                 highlight=False,
             )
+            for note in result.notes:
+                self._console.print(f"  {escape(note)}", highlight=False)
             return
         counts = ", ".join(f"{result.counts[status]:,} {status}" for status in ("ok", "excluded", "failed"))
         version = f" → version {result.pin.version}" if result.pin else ""
@@ -97,7 +100,7 @@ class ConsoleReporter:
         if result.stopped:
             self._console.print("  stopped; run again to go on from here")
         if result.error:
-            self._console.print(f"  [red]{result.error}[/]", highlight=False)
+            self._console.print(f"  [red]{escape(result.error)}[/]", highlight=False)
 
     def group(self, name: str, work: Callable[[], int]) -> None:
         work()
@@ -110,5 +113,5 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         result.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        result.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        result.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
     return result

@@ -106,7 +106,7 @@ class PrefectReporter:
 
 def _in_short(result: RunResult) -> str:
     if not result.run_id:
-        return f"nothing to do, {result.fresh} items up to date"
+        return "; ".join([f"nothing to do, {result.fresh} items up to date", *result.notes])
     counts = " · ".join(f"{n} {status}" for status, n in result.counts.items())
     return f"{counts}{' · stopped' if result.stopped else ''}{f' · {result.error}' if result.error else ''}"
 

@@ -2,8 +2,8 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 from manifests import COMMON, STAGE_SCHEMAS, grain
@@ -55,19 +55,18 @@ def _cli() -> str:
     from flows.cli import app
 
     assert all((cli_inspect, cli_model, cli_run, cli_setup))
-    group = typer.main.get_command(app)
     lines = [HEADER, "# Command line\n", "Exit codes: 0 ok, 1 failed, 2 usage, 3 locked, 130 stopped.\n"]
-    assert isinstance(group, click.Group)
-    for name, command in sorted(_leaves(group)):
-        context = click.Context(command, info_name=f"neurovfm {name}", terminal_width=100, max_content_width=100)
+    for name, command in sorted(_leaves(typer.main.get_command(app))):
+        context = typer.Context(command, info_name=f"neurovfm {name}", terminal_width=100, max_content_width=100)
         lines += [f"## neurovfm {name}\n", "```text", command.get_help(context).strip(), "```\n"]
     return "\n".join(lines)
 
 
-def _leaves(group: click.Group, prefix: str = "") -> list[tuple[str, click.Command]]:
-    found: list[tuple[str, click.Command]] = []
+def _leaves(group: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """List commands below a group; typer brings a click of its own, so types say little here."""
+    found: list[tuple[str, Any]] = []
     for name, command in group.commands.items():
-        if isinstance(command, click.Group):
+        if hasattr(command, "commands"):
             found += _leaves(command, f"{prefix}{name} ")
         else:
             found.append((prefix + name, command))

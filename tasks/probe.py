@@ -112,6 +112,8 @@ def execute(unit: Unit, params: ProbeParams, place: Place) -> list[dict[str, Any
 
 def study_bags(place: Place, work: dict[str, Any], params: ProbeParams) -> list[Any]:
     """Return what the probe sees of each study: tokens of an encoder, or histograms."""
+    import torch
+
     from neurovfm_core.models.checkpoints import load_encoder
     from neurovfm_core.probing.features import encode_study, histogram_bag, random_encoder
 
@@ -123,6 +125,7 @@ def study_bags(place: Place, work: dict[str, Any], params: ProbeParams) -> list[
     encoder = load_encoder(folder)
     if work["kind"] == "random":
         encoder = random_encoder(encoder.config, params.seed)
+    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     stats = normalization_of(folder)
     return [
         encode_study(encoder, shards, s["study_id"], s["volume_ids"], stats, max_tokens=params.max_tokens_per_study)
@@ -181,5 +184,6 @@ STAGE = Stage(
     methods=METHODS,
     plan=plan,
     execute=execute,
+    in_workers=False,
     waits_for_data=True,
 )

@@ -66,9 +66,7 @@ def run_stage(
     with Lease(path, {"stage": stage.name, "requested_by": requested_by}) as lease:
         due = plan_stage(stage, workspace, selection, asked=asked)
         if not due.num_due:
-            result = RunResult(stage.name, run_id="", planned=0, fresh=due.fresh)
-            for note in due.notes:
-                reporter.message(stage.name, note)
+            result = RunResult(stage.name, run_id="", planned=0, fresh=due.fresh, notes=due.notes)
             reporter.finished(result)
             return result
 

@@ -196,6 +196,8 @@ class RunResult:
     pin: Pin | None = None
     stopped: bool = False
     error: str = ""
+    notes: tuple[str, ...] = ()
+    """What the plan had to say; shown when there was nothing to do."""
 
     @property
     def exit_code(self) -> int:

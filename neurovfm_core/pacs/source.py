@@ -195,6 +195,8 @@ def _read_header(path: Path) -> _Header | StrayFile | None:
             meta_class = dataset.file_meta.get("MediaStorageSOPClassUID", "")
             words = {keyword: str(dataset.get(keyword) or "").strip() for keyword in LISTED_KEYWORDS}
         status = path.stat()
+    except PermissionError:
+        return StrayFile(path, Reason.UNREADABLE, "no permission to read it")
     except OSError as error:
         raise Transient(
             Reason.SOURCE_UNAVAILABLE, f"the image source failed while it was listed ({error.strerror})"
