@@ -52,7 +52,7 @@ def demo(
         "demo-workspace"
     ),
     hospital: Annotated[Path, typer.Option(help="Folder of the synthetic hospital.")] = Path("demo-hospital"),
-    studies: Annotated[int, typer.Option(min=8, help="Studies of the synthetic hospital.")] = 60,
+    studies: Annotated[int, typer.Option(min=8, help="Studies of the synthetic hospital.")] = 80,
     seed: Annotated[int, typer.Option(help="Another seed is another hospital.")] = 0,
 ) -> None:
     """Run the whole chain on a synthetic hospital and end with an HTML report.

@@ -82,10 +82,8 @@ class ConsoleReporter:
             self._bar.stop()
             self._bar = self._task = None
         if not result.run_id:
-            self._console.print(
-                f"[bold]{result.stage}[/]  nothing to do, {result.fresh:,} items are up to date",
-                highlight=False,
-            )
+            done = f", {result.fresh:,} items are up to date" if result.fresh else ""
+            self._console.print(f"[bold]{result.stage}[/]  nothing to do{done}", highlight=False)
             for note in result.notes:
                 self._console.print(f"  {escape(note)}", highlight=False)
             return

@@ -29,13 +29,13 @@ METHODS = (
 )
 RUN_NAME = "report"
 UNITS = {
-    "export": "series or report",
-    "convert": "volume",
-    "preprocess": "volume",
-    "shard": "volume",
-    "label": "report",
-    "pretrain": "encoder",
-    "probe": "head",
+    "export": "series and reports",
+    "convert": "volumes",
+    "preprocess": "volumes",
+    "shard": "volumes",
+    "label": "reports",
+    "pretrain": "encoders",
+    "probe": "heads",
 }
 BRANCHES = ("label", "pretrain", "probe")
 """Stages that do not take up what the one before them in the table kept."""

@@ -148,7 +148,7 @@ class FolderSource:
                     Reason.SOURCE_UNAVAILABLE, f"a listed file could not be read ({error.strerror})"
                 ) from None
             except CANNOT_PARSE as error:
-                logger.warning("instance not parsed, left out error=%s", type(error).__name__)
+                logger.info("instance not parsed, left out error=%s", type(error).__name__)
 
 
 def open_source(address: str) -> Source:

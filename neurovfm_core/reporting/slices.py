@@ -63,7 +63,9 @@ def slice_panel(
         Voxel (d, h, w) to RAS mm.
     """
     token = int(np.clip(evidence, 0, None).sum((1, 2)).argmax())
-    d = min(token * PATCH_SHAPE[0] + PATCH_SHAPE[0] // 2, len(image) - 1)
+    # Of the token's slices the fullest: at the ends of a volume some of them are padding.
+    first = token * PATCH_SHAPE[0]
+    d = first + int(image[first : first + PATCH_SHAPE[0]].mean((1, 2)).argmax())
     spread = evidence[token].repeat(PATCH_SHAPE[1], 0).repeat(PATCH_SHAPE[2], 1)
     spread = spread[: image.shape[1], : image.shape[2]]
     return SlicePanel(
