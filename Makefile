@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STUDIES ?= 60
+STUDIES ?= 80
 
 .PHONY: demo test lint docs setup setup-tests clean
 

@@ -83,7 +83,3 @@ def main() -> None:
 def _say(error: Exception, code: int) -> int:
     typer.echo(f"error: {error}", err=True)
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ so nothing here caches, persists or retries.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,6 +20,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.deployments.runner import EntrypointType
+from prefect.schedules import Cron
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
@@ -141,12 +142,13 @@ def _stage_flow(stage: Stage) -> Flow[Any, Any]:
     def run(workspace: Path = WORKSPACE, selection: Selection = EVERYTHING_DUE) -> State[Any]:
         return _state([_run(stage, Workspace.open(workspace), selection, asked=True, requested_by="prefect")])
 
-    run.__name__ = stage.name
+    run.__name__ = run.__qualname__ = stage.name
     run.__doc__ = f"Run {stage.name} on whatever is new or changed. Done items are kept."
     return flow(name=stage.name, flow_run_name=stage.name, retries=0, persist_result=False)(run)
 
 
 STAGE_FLOWS: dict[str, Flow[Any, Any]] = {stage.name: _stage_flow(stage) for stage in STAGES}
+globals().update(STAGE_FLOWS)  # a runner finds a flow as `flows.deployments.<stage>`
 
 
 @flow(name="pipeline", retries=0, persist_result=False)
@@ -199,25 +201,16 @@ def run_as_flow(names: list[str], root: Path, selection: Selection, *, asked: bo
 
 def serve_all(workspace: Path, cron: str, timezone: str) -> None:
     """Serve every deployment of one workspace from this process, until it is stopped."""
-    from prefect.schedules import Cron
-
-    parameters = {"workspace": str(workspace)}
+    common: dict[str, Any] = {
+        "name": workspace.name,
+        "parameters": {"workspace": str(workspace)},
+        "entrypoint_type": EntrypointType.MODULE_PATH,  # works from any folder
+    }
     deployments: list[Any] = [
-        stage_flow.to_deployment(name=workspace.name, parameters=parameters, tags=[name, workspace.name])
-        for name, stage_flow in STAGE_FLOWS.items()
+        stage_flow.to_deployment(tags=[name, workspace.name], **common) for name, stage_flow in STAGE_FLOWS.items()
     ]
-    deployments.append(pipeline.to_deployment(name=workspace.name, parameters=parameters, tags=[workspace.name]))
-    deployments.append(
-        nightly.to_deployment(
-            name=workspace.name,
-            parameters=parameters,
-            schedule=Cron(cron, timezone=timezone),
-            tags=[workspace.name],
-        )
-    )
+    deployments.append(pipeline.to_deployment(tags=[workspace.name], **common))
+    schedule = Cron(cron, timezone=timezone)
+    deployments.append(nightly.to_deployment(schedule=schedule, tags=[workspace.name], **common))
     logger.info("serving deployments=%d since=%s", len(deployments), datetime.now(UTC).isoformat())
     serve(*deployments, limit=2)
-
-
-if __name__ == "__main__":
-    serve_all(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -83,7 +83,7 @@ def up(workspace: Path, port: int, cron: str, timezone: str, say: Callable[[str]
             with (workspace / "prefect" / "runner.log").open("ab") as runner_log:
                 children.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "flows.deployments", str(workspace), cron, timezone],
+                        [sys.executable, "-m", "flows.runner", str(workspace), cron, timezone],
                         env=environment,
                         stdout=runner_log,
                         stderr=subprocess.STDOUT,

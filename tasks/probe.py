@@ -67,13 +67,13 @@ def execute(unit: Unit, params: ProbeParams, place: Place) -> list[dict[str, Any
 
     work = unit.payload
     studies, modality = work["studies"], Modality(work["modality"])
-    bags = study_bags(place, work, params)
     names = tuple(studies[0]["label_names"])
     states = [dict(zip(s["label_names"], map(LabelState, s["label_states"]), strict=True)) for s in studies]
     targets = label_matrix(states, names, params)
     splits = [Split(study["split"]) for study in studies]
     if Split.VAL not in splits or Split.TRAIN not in splits:
         raise Excluded(Reason.TOO_FEW_LABELS, f"no labelled {modality} study in training or validation")
+    bags = study_bags(place, work, params)
     fitted = train_probe(bags, targets, splits, params, labels=names)
     folder = place.folder / f"{unit.item_id}-{unit.input_fingerprint[:8]}"
     encoder_sha256 = "" if work["kind"] == "histogram" else work["encoder"]["sha256"]

@@ -47,8 +47,16 @@ class Workspace:
         return workspace
 
     @classmethod
-    def create(cls, root: Path, *, source: str, warehouse: str | None, preset: Preset) -> "Workspace":
-        """Make a workspace: settings, vault with a new pseudonym key, empty folders.
+    def create(
+        cls, root: Path, *, source: str, warehouse: str | None, preset: Preset, key: bytes | None = None
+    ) -> "Workspace":
+        """Make a workspace: settings, and a vault with a new pseudonym key.
+
+        Parameters
+        ----------
+        key
+            A given key instead of a new random one. Only for synthetic data: it makes
+            pseudonyms, and with them splits and results, the same every time.
 
         Raises
         ------
@@ -64,7 +72,7 @@ class Workspace:
                 hint="edit its site.toml, or choose another folder",
             )
         workspace.root.mkdir(parents=True, exist_ok=True)
-        Vault.create(workspace.vault)
+        Vault.create(workspace.vault, key)
         with written_whole(site_file) as partial:
             partial.write_text(preset_text(preset, source, warehouse), encoding="utf-8")
         return cls.open(root)

@@ -96,7 +96,7 @@ def test_a_killed_run_converges(stage: Stage, finished: Workspace, run_one) -> N
     """kill -9 at a random moment, then run again: the same rows and bytes as an undisturbed run."""
     before = content(finished, stage.name)
     forget(finished, stage)
-    command = [sys.executable, "-m", "flows.cli", "run", stage.name, "-w", str(finished.root)]
+    command = [sys.executable, "-m", "flows", "run", stage.name, "-w", str(finished.root)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(random.Random(stage.name).uniform(1.5, 5.0))
     os.killpg(process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from tasks.workspace import Workspace
 
 
 def neurovfm(*words: object, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *map(str, words)]
+    command = [sys.executable, "-m", "flows", *map(str, words)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "NEUROVFM"))}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
 
@@ -107,7 +107,7 @@ def test_sigterm_commits_and_the_next_run_goes_on(finished: Workspace) -> None:
     before = finished.store.manifest("convert").current(columns=["item_id", "sha256"])
     shutil.rmtree(finished.root / "manifests" / "convert")
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", "convert", "-w", str(finished.root)],
+        [sys.executable, "-m", "flows", "run", "convert", "-w", str(finished.root)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,6 +128,7 @@ def test_three_new_studies_are_exactly_what_is_processed(hospital: Path, finishe
     site = finished.root / "site.toml"
     site.write_text(site.read_text().replace(str(hospital), str(grown)))
     known = set(finished.store.manifest("export").current(columns=["study_id"])["study_id"].to_pylist())
+    trained = {stage: finished.store.manifest(stage).pin() for stage in ("pretrain", "probe")}
     result = neurovfm("run", "-w", finished.root)
     assert result.returncode == 0, result.stdout
     for stage in ("export", "convert", "preprocess", "shard", "label"):
@@ -136,8 +137,9 @@ def test_three_new_studies_are_exactly_what_is_processed(hospital: Path, finishe
         newest = manifest.current(columns=["study_id", "commit_seq"], where=f"commit_seq = {version}")
         studies = {study for study in newest["study_id"].to_pylist() if study}
         assert studies and not studies & known, stage
-    for stage in ("pretrain", "probe"):
-        assert len(finished.store.manifest(stage).history()) == 1, f"{stage} does not follow new data by itself"
+    for stage, pin in trained.items():
+        assert finished.store.manifest(stage).pin() == pin, f"{stage} does not follow new data by itself"
+    assert "neurovfm run pretrain" in result.stdout
 
 
 def test_little_disk_stops_before_anything_is_written(finished: Workspace) -> None:
@@ -152,7 +154,7 @@ def test_little_disk_stops_before_anything_is_written(finished: Workspace) -> No
 def test_a_full_disk_loses_nothing(finished: Workspace, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(small)], check=False)
     if mounted.returncode != 0:
         pytest.skip("cannot mount a small file system here (needs root)")
     try:
@@ -164,6 +166,8 @@ def test_a_full_disk_loses_nothing(finished: Workspace, tmp_path: Path) -> None:
         shutil.rmtree(root / "manifests" / "convert")
         site = root / "site.toml"
         site.write_text(site.read_text().replace("min_free_gb = 0.1", "min_free_gb = 0.0"))
+        used_mb = shutil.disk_usage(small).used // 2**20
+        subprocess.run(["mount", "-o", f"remount,size={used_mb + 6}m", str(small)], check=True)
         result = neurovfm("run", "convert", "-w", root)
         assert result.returncode == 1, result.stdout + result.stderr
         assert "Traceback" not in result.stderr

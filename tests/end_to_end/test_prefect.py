@@ -38,7 +38,7 @@ def server(finished_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         port = probe.getsockname()[1]
     log = (root.parent / "up.log").open("w+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "up", "-w", str(root), "--port", str(port)], stdout=log, stderr=log
+        [sys.executable, "-m", "flows", "up", "-w", str(root), "--port", str(port)], stdout=log, stderr=log
     )
     deadline = time.monotonic() + 240
     while "nightly   next run" not in Path(log.name).read_text():
@@ -85,7 +85,7 @@ def test_the_command_line_shows_in_the_ui_when_an_api_is_set(server) -> None:
     port, workspace = server
     environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "DO_NOT_TRACK": "1"}
     result = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", "label", "-w", str(workspace.root)],
+        [sys.executable, "-m", "flows", "run", "label", "-w", str(workspace.root)],
         env=environment,
         capture_output=True,
         text=True,
