@@ -156,7 +156,7 @@ def _spline_integrals(
     return _mirrored(integral, num_in)
 
 
-def _truncated_powers(x: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
+def _truncated_powers(x: NDArray[np.floating], degree: int) -> NDArray[np.float64]:
     """Return the cubic B-spline (degree 3) or its integral from minus infinity (degree 4)."""
     x = np.clip(x, -2, 2)
     terms = (1, -4, 6, -4)
