@@ -109,7 +109,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        result.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # An id that is folded cannot be copied.
+        whole = column.endswith("_id") or column in ("stage", "status", "state", "version")
+        result.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         result.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
     return result

@@ -85,7 +85,7 @@ def plan_stage(
     candidates = stage.plan(workspace, upstream, params)
     manifest = workspace.store.manifest(stage.name)
     known = params_fingerprint(stage, params)
-    narrow = _narrow(selection, stage, candidates)
+    narrow = _narrow(selection, stage, workspace, candidates)
     work = classify(
         candidates.table,
         manifest,
@@ -168,7 +168,7 @@ def _state(exists: bool, why: Mapping[str, int], gone: bool) -> State:
     return State.BEHIND if why or gone else State.FRESH
 
 
-def _narrow(selection: Selection, stage: Stage, candidates: Candidates) -> dict[str, Any]:
+def _narrow(selection: Selection, stage: Stage, workspace: Workspace, candidates: Candidates) -> dict[str, Any]:
     """Turn `--only` words into the arguments of `classify`."""
     narrow: dict[str, Any] = {}
     ids = []
@@ -181,17 +181,22 @@ def _narrow(selection: Selection, stage: Stage, candidates: Candidates) -> dict[
         else:
             ids.append(word)
     if ids:
-        found = set(
-            pc.filter(candidates.table["item_id"], pc.is_in(candidates.table["item_id"], pa.array(ids))).to_pylist()
-        )
-        unknown = sorted(set(ids) - found)
-        if unknown:
-            raise UsageError(
-                f"{stage.name} has no item {unknown[0]}",
-                hint=f"neurovfm show {stage.name} lists item ids; other words are new, failed, failed:REASON",
-            )
-        narrow["only_ids"] = frozenset(ids)
+        narrow["only_ids"] = frozenset(_source_of(word, stage, workspace, candidates) for word in ids)
     return narrow
+
+
+def _source_of(item_id: str, stage: Stage, workspace: Workspace, candidates: Candidates) -> str:
+    """Return the unit that an id names: itself, or the series that a volume came from."""
+    if pc.any(pc.equal(candidates.table["item_id"], item_id), min_count=0).as_py():
+        return item_id
+    rows = workspace.store.manifest(stage.name).current(columns=["item_id", "source_id"], ordered=False)
+    sources = rows.filter(pc.equal(rows["item_id"], item_id))["source_id"].to_pylist()
+    if not sources:
+        raise UsageError(
+            f"{stage.name} has no item {item_id}",
+            hint=f"neurovfm show {stage.name} lists item ids; other words are new, failed, failed:REASON",
+        )
+    return sources[0]
 
 
 def _notes(stage: Stage, workspace: Workspace, quarantined: int):

@@ -91,11 +91,13 @@ def sample_mask(
     growth_N = np.maximum(
         offsets_BN2[..., 0] * stretch_B[:, None], offsets_BN2[..., 1] / stretch_B[:, None]
     ).min(axis=0)
-    growth_N += rng.uniform(0, 1e-3, num_tokens).astype(np.float32)
+    # In float64, so that no two tokens tie.
+    growth_N = growth_N + rng.uniform(0, 1e-3, num_tokens)
     share = params.context_share_mr if modality is Modality.MR else params.context_share_ct
     num_context = max(1, int(share * num_tokens))
     outside_in = -growth_N if mode is MaskMode.TARGET_BLOCKS else growth_N
-    chosen = np.argpartition(outside_in, num_context - 1)[:num_context]
+    # Sorted, because the order inside a partition differs between processors.
+    chosen = np.sort(np.argpartition(outside_in, num_context - 1)[:num_context])
     num_dropped = min(num_context - 1, int(np.ceil(params.context_dropout * num_context)))
     context = np.zeros(num_tokens, bool)
     context[rng.permutation(chosen)[num_dropped:]] = True

@@ -133,16 +133,24 @@ def open_run(
     UsageError
         The folder holds a run with other settings or other data.
     IntegrityError
-        Its newest checkpoint is missing or damaged.
+        Its record or its newest checkpoint is missing or damaged.
     """
     record = folder / "run.json"
     if not record.is_file():
+        # Alone, a checkpoint of step 0 is what a kill before the record leaves behind.
+        if set(_complete_checkpoints(folder)) - {_checkpoint_folder(folder, 0)}:
+            raise IntegrityError(
+                "there are checkpoints, but no run.json that says of which run", where=str(folder), hint=RESUME_HINT
+            )
         state = TrainingState.fresh(params, device)
         # The checkpoint comes first: a run that is on record can always be resumed.
         state.save(folder, params.keep_checkpoints)
         write_json(record, identity)
         return state
-    known = json.loads(record.read_text())
+    try:
+        known = json.loads(record.read_text())
+    except ValueError:
+        raise IntegrityError("the run's record is damaged", where=str(record), hint=RESUME_HINT) from None
     if known != identity:
         changed = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
         raise UsageError(

@@ -49,7 +49,7 @@ def test_ranks_share_an_epoch_in_equal_disjoint_parts(ids, world):
 def test_a_crop_lies_in_the_grid_and_is_as_large_as_allowed(grid, largest, seed):
     start, size = sample_crop(np.random.default_rng(seed), grid, largest)
     assert size == tuple(min(n, largest) for n in grid)
-    assert all(0 <= a and a + s <= n for a, s, n in zip(start, size, grid, strict=True))
+    assert all(a >= 0 and a + s <= n for a, s, n in zip(start, size, grid, strict=True))
 
 
 def test_crops_reach_both_ends():

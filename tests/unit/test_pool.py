@@ -1,24 +1,10 @@
 """The supervised pool: a crash, an overrun or a stop costs one item."""
 
-import os
-import signal
-import time
-
 import pytest
+from pool_targets import behave, greedy
 
 from neurovfm_core.errors import Reason
 from tasks.pool import Lost, Pool
-
-
-def behave(item: tuple[str, int]) -> tuple[str, int, int]:
-    what, number = item
-    if what == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if what == "exit":
-        os._exit(7)
-    if what == "hang":
-        time.sleep(60)
-    return what, number, os.getpid()
 
 
 @pytest.fixture
@@ -62,10 +48,3 @@ def test_a_stop_hands_out_nothing_more(pool) -> None:
 def test_an_item_over_the_memory_limit_does_not_take_the_machine(pool) -> None:
     with Pool(greedy, workers=1, timeout_s=30.0, memory_gb=1.0) as small:
         assert dict(small.run([1]))[0] == "MemoryError"
-
-
-def greedy(item: int) -> str:
-    try:
-        return str(len(bytearray(4 * 2**30)))
-    except MemoryError:
-        return "MemoryError"

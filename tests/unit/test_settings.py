@@ -21,13 +21,18 @@ def test_every_preset_is_valid(preset, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "where", "hint"),
     [
-        ("[source]\nurl = 'folder:/d'\n[preprocess]\nslice_m = 4.0\n", "unknown setting preprocess.slice_m", "line 4", "slice_mm"),
+        (
+            "[source]\nurl = 'folder:/d'\n[preprocess]\nslice_m = 4.0\n",
+            "unknown setting preprocess.slice_m",
+            "line 4",
+            "slice_mm",
+        ),
         ("[source]\nurl = 'folder:/d'\n\n[run]\nworkers = -1\n", "run.workers is -1", "line 5", "explain run"),
         ("[source]\n", "source.url is required", "line 1", ""),
         ("[source\n", "not valid TOML", "site.toml", ""),
         ("[source]\nurl = 'folder:/d'\n[stages]\n", "unknown setting stages", "line 3", ""),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_its_line(text, what, where, hint, tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text(text)
