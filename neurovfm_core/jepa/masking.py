@@ -88,11 +88,9 @@ def sample_mask(
     stretch_B = np.exp(rng.uniform(-0.5, 0.5, num_blocks) * np.log(params.largest_aspect)).astype(np.float32)
     offsets_BN2 = np.abs(in_plane_N2 - centres_B2[:, None])
     # A token is inside all blocks grown beyond this factor.
-    growth_N = np.maximum(
-        offsets_BN2[..., 0] * stretch_B[:, None], offsets_BN2[..., 1] / stretch_B[:, None]
-    ).min(axis=0)
-    # In float64, so that no two tokens tie.
-    growth_N = growth_N + rng.uniform(0, 1e-3, num_tokens)
+    growth_BN = np.maximum(offsets_BN2[..., 0] * stretch_B[:, None], offsets_BN2[..., 1] / stretch_B[:, None])
+    # The sum is float64, so that no two tokens tie.
+    growth_N = growth_BN.min(axis=0) + rng.uniform(0, 1e-3, num_tokens)
     share = params.context_share_mr if modality is Modality.MR else params.context_share_ct
     num_context = max(1, int(share * num_tokens))
     outside_in = -growth_N if mode is MaskMode.TARGET_BLOCKS else growth_N

@@ -50,14 +50,10 @@ class TrainingState:
         return cls._around(student, deepcopy(student), predictor, params)
 
     @classmethod
-    def _around(
-        cls, student: Encoder, teacher: Encoder, predictor: Predictor, params: PretrainParams
-    ) -> Self:
+    def _around(cls, student: Encoder, teacher: Encoder, predictor: Predictor, params: PretrainParams) -> Self:
         teacher.requires_grad_(False)
         device = next(student.parameters()).device
-        optimizer = torch.optim.AdamW(
-            _parameter_groups([student, predictor], params.weight_decay), lr=0.0, fused=True
-        )
+        optimizer = torch.optim.AdamW(_parameter_groups([student, predictor], params.weight_decay), lr=0.0, fused=True)
         losses = torch.zeros(len(GROUPS), 2, dtype=torch.float64, device=device)
         return cls(student, teacher, predictor, optimizer, losses)
 
@@ -105,9 +101,7 @@ class TrainingState:
         for part in ("student", "teacher", "predictor"):
             weights = _under(tensors, f"{part}.")
             load_strictly(getattr(fresh, part), weights, where=str(checkpoint))
-        state = cls._around(
-            fresh.student.to(device), fresh.teacher.to(device), fresh.predictor.to(device), params
-        )
+        state = cls._around(fresh.student.to(device), fresh.teacher.to(device), fresh.predictor.to(device), params)
         state.losses.copy_(tensors["losses"])
         moments = {key: _under(tensors, f"optimizer.{key}.") for key in _MOMENTS}
         for name, parameter in state._trained():
@@ -123,9 +117,7 @@ class TrainingState:
                 yield f"{part}.{name}", parameter
 
 
-def open_run(
-    folder: Path, identity: dict[str, Any], params: PretrainParams, device: torch.device
-) -> TrainingState:
+def open_run(folder: Path, identity: dict[str, Any], params: PretrainParams, device: torch.device) -> TrainingState:
     """Start a run in an empty folder, or go on with the one that is there.
 
     Raises

@@ -96,4 +96,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
             where=path.name,
             hint="write the shards again with this version, or use the version that wrote them",
         )
+    if set(manifest.get("files", ())) != {"tok", "arrow"}:
+        raise IntegrityError("the shard's manifest does not name its files", where=path.name)
     return manifest

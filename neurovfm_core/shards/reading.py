@@ -193,10 +193,13 @@ def verify_shard(path: Path) -> None:
     IntegrityError
         Names the file, or the volume if only some are damaged.
     """
+    manifest = read_manifest(path.with_suffix(".json"))
+    _check_sizes(path, manifest)
+    index_path = path.with_suffix(".arrow")
+    # Before anything of it is trusted: offsets that a flipped bit sent astray would be followed.
+    if sha256_of(index_path) != manifest["files"]["arrow"]["sha256"]:
+        raise IntegrityError("the index differs from its checksum", where=index_path.name)
     index = _open_index(path.with_suffix(".json"))
-    manifest = read_manifest(index.manifest)
-    if sha256_of(index.manifest.with_suffix(".arrow")) != manifest["files"]["arrow"]["sha256"]:
-        raise IntegrityError("the index differs from its checksum", where=f"{index.manifest.stem}.arrow")
     flat, _ = _map_tokens(index.tokens_path)
     for row, volume_id in enumerate(index["volume_id"].to_pylist()):
         start = index.token_offset[row]
@@ -223,27 +226,30 @@ def _manifests(where: Path | Sequence[Path]) -> list[Path]:
 
 
 def _open_index(manifest_path: Path) -> _Index:
-    manifest = read_manifest(manifest_path)
-    for kind, facts in manifest["files"].items():
-        path = manifest_path.with_suffix(f".{kind}")
-        found = path.stat().st_size if path.exists() else 0
-        if found != facts["bytes"]:
-            raise IntegrityError(
-                f"the file has {found} bytes, its manifest says {facts['bytes']}",
-                where=path.name,
-                hint="copy or write the shard again",
-            )
-    try:
-        # Closing the file leaves its pages mapped for as long as the arrays live.
-        with pa.memory_map(str(manifest_path.with_suffix(".arrow"))) as source:
+    _check_sizes(manifest_path, read_manifest(manifest_path))
+    # Closing the file leaves its pages mapped for as long as the arrays live.
+    with pa.memory_map(str(manifest_path.with_suffix(".arrow"))) as source:
+        try:
             reader = pa.ipc.open_file(source)
             if reader.schema != INDEX_SCHEMA or reader.num_record_batches != 1:
                 raise IntegrityError("the index has other columns", where=f"{manifest_path.stem}.arrow")
             batch = reader.get_batch(0)
-    except pa.ArrowException as error:
-        raise IntegrityError("the index is damaged", where=f"{manifest_path.stem}.arrow") from error
+        except (OSError, pa.ArrowException) as error:
+            raise IntegrityError("the index is damaged", where=f"{manifest_path.stem}.arrow") from error
     columns: dict[str, Any] = {name: batch.column(name).to_numpy() for name in ("token_offset", "num_tokens")}
     return _Index(manifest_path, batch, **columns)
+
+
+def _check_sizes(path: Path, manifest: dict[str, Any]) -> None:
+    for kind, facts in manifest["files"].items():
+        file = path.with_suffix(f".{kind}")
+        found = file.stat().st_size if file.exists() else 0
+        if found != facts["bytes"]:
+            raise IntegrityError(
+                f"the file has {found} bytes, its manifest says {facts['bytes']}",
+                where=file.name,
+                hint="copy or write the shard again",
+            )
 
 
 def _map_tokens(path: Path) -> tuple[NDArray[np.uint8], mmap.mmap | None]:

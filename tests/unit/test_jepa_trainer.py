@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,18 +15,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from neurovfm_core.errors import IntegrityError, UsageError
-from neurovfm_core.jepa.batches import BatchSource
+from neurovfm_core.jepa.batches import WINDOW_SHARES, BatchSource
 from neurovfm_core.jepa.monitors import effective_rank, feature_std, target_variance
 from neurovfm_core.jepa.objective import normalized_targets, token_losses, update_teacher
 from neurovfm_core.jepa.schedules import LearningRate, Momentum
 from neurovfm_core.jepa.state import TrainingState
-from neurovfm_core.jepa.trainer import SPEED, PretrainParams, train
+from neurovfm_core.jepa.trainer import SPEED, PretrainParams, _training_ids, train
 from neurovfm_core.models.checkpoints import load_encoder
 from neurovfm_core.models.config import EncoderConfig, PredictorConfig
 from neurovfm_core.models.positions import positional_code
 from neurovfm_core.randomness import rng_for
 from neurovfm_core.shards import NormalizationStats, ShardSet, VolumeTokens, write_shard
-from neurovfm_core.vocabulary import Modality, Split
+from neurovfm_core.vocabulary import Modality, Split, Window
 from neurovfm_core.volumes import Prepared, View
 
 TINY = PretrainParams(
@@ -376,7 +377,7 @@ def test_training_agrees_with_a_naive_loop_over_volumes(shards, step_by_step):
     others = [w for w in weights.values() if not any(w is one for one in decayed)]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, foreach=False)
-    losses = []
+    losses, norms = [], []
     for step in range(params.steps):
         loss = naive_loss(state, [source.crop(*access) for access in source.accesses(step)])
         optimizer.zero_grad()
@@ -392,8 +393,10 @@ def test_training_agrees_with_a_naive_loop_over_volumes(shards, step_by_step):
             for slow, fast in zip(state.teacher.parameters(), state.student.parameters(), strict=True):
                 slow.copy_(momentum * slow + (1 - momentum) * fast)
         losses.append(loss.item())
+        norms.append(norm)
     logged = [line for line in log_of(folder) if "loss" in line]
     assert [line["loss"] for line in logged] == pytest.approx(losses, rel=1e-4)
+    assert [line["gradient_norm"] for line in logged] == pytest.approx(norms, rel=1e-3)
     found = load_file(checkpoint(folder, params.steps) / "tensors.safetensors")
     for name, parameter in weights.items():
         if name.endswith("qkv.bias"):  # a key's bias has no gradient but rounding, which AdamW blows up
@@ -407,7 +410,7 @@ def test_the_teacher_follows_after_the_optimizer_step(step_by_step):
     states = [load_file(checkpoint(folder, step) / "tensors.safetensors") for step in range(params.steps + 1)]
     names = [name.removeprefix("teacher.") for name in states[0] if name.startswith("teacher.")]
     assert all(torch.equal(states[0][f"teacher.{name}"], states[0][f"student.{name}"]) for name in names)
-    for step, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+    for step, (before, after) in enumerate(pairwise(states)):
         m = momentum.at(step)
         for name in names:
             assert not torch.equal(before[f"student.{name}"], after[f"student.{name}"])
@@ -625,6 +628,17 @@ def test_a_volume_looks_different_every_epoch(shards):
         assert np.array_equal(source.crop(volume_id, 3).tokens, source.crop(volume_id, 3).tokens)
 
 
+def test_volumes_of_one_shape_are_cropped_and_masked_each_in_its_own_way(tmp_path):
+    names = {"study_id": "stu_0", "patient_id": "pat_0", "split": Split.TRAIN}
+    twins = [
+        VolumeTokens.from_prepared(small_head(1, Modality.MR), volume_id=f"ser_{key}", **names) for key in range(8)
+    ]
+    write_shard(tmp_path, "twins", twins)
+    source = source_of(ShardSet(tmp_path))
+    crops = [source.crop(volume_id, 0) for volume_id in source.volume_ids]
+    assert len({(crop.tokens.tobytes(), crop.mask.context.tobytes()) for crop in crops}) == len(twins)
+
+
 def test_windows_come_as_often_as_the_paper_says(shards):
     source, stats, number = source_of(shards), shards.normalization(), 1000
     (volume_id, *_) = shards.select_ids(split=Split.TRAIN, modality=Modality.CT)
@@ -654,13 +668,12 @@ def test_an_encoder_that_stands_still_has_one_validation_loss(shards, tmp_path):
     assert len({line["val_loss"] for line in lines if "val_loss" in line}) == 1
 
 
-def test_a_smaller_share_of_the_studies_is_inside_a_larger_one(shards, tmp_path):
-    seen = []
-    for share in (0.3, 0.6, 1.0):
-        batches = []
-        params = changed(data_fraction=share, steps=1, batch_volumes=NUM_TRAIN)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(BatchSource, "ahead", lambda self, step, seen=batches: seen.append(self.volume_ids) or iter_none())
-            run(shards, tmp_path / str(share), params, should_stop=lambda: True)
-        seen.append(set(batches[0]))
-    assert seen[0] < seen[1] < seen[2]
+def test_a_smaller_share_of_the_studies_is_inside_a_larger_one(shards):
+    ids = shards.select_ids(split=Split.TRAIN)
+    small, medium, full = (set(_training_ids(shards, ids, changed(data_fraction=share))) for share in (0.3, 0.6, 1.0))
+    assert small < medium < full == set(ids)
+    for chosen in (small, medium):  # studies whole
+        studies = {shards.get(volume_id).study_id for volume_id in chosen}
+        assert chosen == {volume_id for volume_id in ids if shards.get(volume_id).study_id in studies}
+    only_ct = _training_ids(shards, ids, changed(modality=Modality.CT))
+    assert {shards.get(volume_id).modality for volume_id in only_ct} == {Modality.CT}
