@@ -31,9 +31,7 @@ def connected() -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
 
 
-def define_rows(
-    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema
-) -> None:
+def define_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
     """Define the view `name`: all rows of the files, with every column of `schema`.
 
     The empty table contributes the columns that files of an older schema lack.

@@ -73,9 +73,7 @@ class ManifestStore:
 
     def manifest(self, stage: str) -> "Manifest":
         if stage not in STAGE_SCHEMAS:
-            raise ManifestError(
-                f"there is no stage called {stage}", hint=f"stages are {', '.join(STAGE_SCHEMAS)}"
-            )
+            raise ManifestError(f"there is no stage called {stage}", hint=f"stages are {', '.join(STAGE_SCHEMAS)}")
         return Manifest(stage, Path(self.root) / stage)
 
     def stages(self) -> list[str]:
@@ -242,9 +240,7 @@ class Manifest:
             if num_files > _MAX_FILES:
                 self.compact()
             return pin
-        raise ManifestError(
-            f"{_MAX_CONFLICTS} other commits came first", where=self.stage, hint="run the stage again"
-        )
+        raise ManifestError(f"{_MAX_CONFLICTS} other commits came first", where=self.stage, hint="run the stage again")
 
     def restate(self, version: int, provenance: dict[str, Any]) -> Pin:
         """Roll back: append what version `version` said, as a new version. Nothing is deleted.
@@ -266,9 +262,7 @@ class Manifest:
                 WHERE present.commit_seq IS DISTINCT FROM past.commit_seq
                 """
             )
-            restated = sql.fetch(
-                connection, "SELECT * FROM past SEMI JOIN touched USING (source_id)", self.schema
-            )
+            restated = sql.fetch(connection, "SELECT * FROM past SEMI JOIN touched USING (source_id)", self.schema)
             retired = sql.fetch(
                 connection,
                 f"""
@@ -340,9 +334,7 @@ class Manifest:
             raise
         return Pin(self.stage, version, self.log.sha256(version)), len(delta.file_uris()) + len(actions)
 
-    def _transact(
-        self, delta: DeltaTable, actions: list[AddAction | RemoveAction], metadata: dict[str, str]
-    ) -> None:
+    def _transact(self, delta: DeltaTable, actions: list[AddAction | RemoveAction], metadata: dict[str, str]) -> None:
         """Commit actions as the version after `delta`'s, durable on return, or raise `CommitFailedError`."""
         version = delta.version() + 1
         for action in actions:
@@ -383,9 +375,7 @@ class Manifest:
 
     def _evolved(self, delta: DeltaTable) -> DeltaTable:
         present = {field.name for field in delta.schema().fields}
-        missing = [
-            field for field in Schema.from_arrow(_stored(self.schema)).fields if field.name not in present
-        ]
+        missing = [field for field in Schema.from_arrow(_stored(self.schema)).fields if field.name not in present]
         if not missing:
             return delta
         delta.alter.add_columns(missing, post_commithook_properties=_NO_HOOKS)
@@ -400,9 +390,7 @@ class Manifest:
         if head is None:
             return None
         if version is not None and not self.log.path(version).exists():
-            raise UnknownVersion(
-                f"there is no version {version}", where=self.stage, hint=f"the newest is {head}"
-            )
+            raise UnknownVersion(f"there is no version {version}", where=self.stage, hint=f"the newest is {head}")
         try:
             return DeltaTable(self.folder, version=version)
         except DeltaError as error:

@@ -16,9 +16,7 @@ class Params(BaseModel):
     its line in the reference.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 def canonical_json(value: object) -> str:

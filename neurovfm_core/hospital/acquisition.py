@@ -154,9 +154,7 @@ def ct_protocols(rng: np.random.Generator, scale: float = 1.0) -> tuple[Protocol
     matrix = round(int(np.ceil(232 / in_plane / 16)) * 16 * scale)
     circle = bool(rng.random() < 0.5)
     offset = _offset(rng)
-    plans: list[tuple[Sequence, View, float]] = [
-        ("CT", "axial", float(rng.choice([5.0, 5.0, 5.0, 4.0, 4.8])))
-    ]
+    plans: list[tuple[Sequence, View, float]] = [("CT", "axial", float(rng.choice([5.0, 5.0, 5.0, 4.0, 4.8])))]
     if rng.random() < 0.65:
         plans.append(("CT_BONE", "axial", float(rng.choice([2.5, 3.0, 5.0]))))
     if rng.random() < 0.3:
@@ -215,13 +213,8 @@ def acquire(head: Head, protocol: Protocol, rng: np.random.Generator) -> Acquisi
     slab = max(1, round(protocol.slice_thickness_mm / head.spacing_mm))
     ndimage.uniform_filter1d(image, slab, axis=slab_axis, output=image, mode="nearest")
     outside = float(values[Tissue.AIR])
-    stack = ndimage.affine_transform(
-        image, matrix, offset, output_shape=shape, order=1, mode="constant", cval=outside
-    )
-    masks = {
-        label: _sample_mask(mask, matrix, offset, shape, slab_axis, slab)
-        for label, mask in head.masks.items()
-    }
+    stack = ndimage.affine_transform(image, matrix, offset, output_shape=shape, order=1, mode="constant", cval=outside)
+    masks = {label: _sample_mask(mask, matrix, offset, shape, slab_axis, slab) for label, mask in head.masks.items()}
     padding: int | None = None
     if protocol.sequence.startswith("CT"):
         _lay_on_table(stack, first, axes * step_mm, head)
@@ -320,14 +313,12 @@ def _lay_on_table(
 ) -> None:
     """Draw the headrest below the head: a thin curved shell over foam, fixed to the scanner."""
     index = [
-        np.arange(length).reshape([-1 if a == axis else 1 for a in range(3)])
-        for axis, length in enumerate(stack.shape)
+        np.arange(length).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, length in enumerate(stack.shape)
     ]
     origin = head.to_lps(np.zeros(3))
     back = head.to_lps(np.array([0.0, 107.0, 10.0]))[1]
     x, y = (
-        (first[part] + sum(steps[part, axis] * index[axis] for axis in range(3))).astype(np.float32)
-        for part in (0, 1)
+        (first[part] + sum(steps[part, axis] * index[axis] for axis in range(3))).astype(np.float32) for part in (0, 1)
     )
     depth = y - np.float32(back + 3) + (x - np.float32(origin[0])) ** 2 / 260
     air = stack < -900

@@ -116,10 +116,7 @@ def _bent_grid(rng: np.random.Generator) -> Points:
         total = np.broadcast_to(axes[axis], np.broadcast_shapes(*(part.shape for part in axes))).copy()
         for _ in range(2):
             waves = [
-                np.cos(
-                    part * np.float32(2 * np.pi / rng.uniform(150, 320))
-                    + np.float32(rng.uniform(0, 2 * np.pi))
-                )
+                np.cos(part * np.float32(2 * np.pi / rng.uniform(150, 320)) + np.float32(rng.uniform(0, 2 * np.pi)))
                 for part in axes
             ]
             total += np.float32(rng.normal(0, 1.3)) * (waves[0] * waves[1] * waves[2])

@@ -111,9 +111,7 @@ def draw_brain(brain: Brain, build: Build, rng: np.random.Generator) -> None:
     to_fluid = _to_cerebral_fluid(brain, build, brainstem, callosal, rng)
     beside_tent = np.maximum(tent - 0.6, np.where(tent < 0, before, -9))
     to_fluid = np.where(infratentorial, np.minimum(brain.surface, -tent), to_fluid)
-    to_fluid = np.where(
-        ~infratentorial & (before < 12) & (z < 8), np.minimum(to_fluid, beside_tent), to_fluid
-    )
+    to_fluid = np.where(~infratentorial & (before < 12) & (z < 8), np.minimum(to_fluid, beside_tent), to_fluid)
     canvas.paint(Tissue.CSF, np.ones(width.shape, dtype=np.float32))
     canvas.paint(Tissue.GREY, canvas.soft(-to_fluid))
     canvas.paint(Tissue.WHITE, canvas.soft(np.float32(_CORTEX_MM) - to_fluid) * ~infratentorial)
@@ -149,24 +147,17 @@ def _to_cerebral_fluid(
     insular = np.maximum(np.maximum(sheet, plane - 12), np.abs(y + 3) - 24)
     ambient = np.maximum(brainstem - 4.0, z - 2)
     suprasellar = ellipsoid(brain.origin, (0, -17, -17), (15, 11, 8))
-    return np.minimum.reduce(
-        [brain.surface, sulcal, interhemispheric, sylvian, insular, ambient, suprasellar]
-    )
+    return np.minimum.reduce([brain.surface, sulcal, interhemispheric, sylvian, insular, ambient, suprasellar])
 
 
-def _to_sulci(
-    origin: Points, width: Array, surface: Array, half_width: Array, rng: np.random.Generator
-) -> Array:
+def _to_sulci(origin: Points, width: Array, surface: Array, half_width: Array, rng: np.random.Generator) -> Array:
     """Return the distance to the nearest sulcus: sheets that hang from the surface.
 
     The sheets are the zero set of smooth noise, read on a shell, so that they run straight inward.
     """
     center, radii = CAVITY_CENTER_MM, CAVITY_RADII_MM
     norm = np.sqrt(
-        sum(
-            ((part - np.float32(c)) / np.float32(r)) ** 2
-            for part, c, r in zip(origin, center, radii, strict=True)
-        )
+        sum(((part - np.float32(c)) / np.float32(r)) ** 2 for part, c, r in zip(origin, center, radii, strict=True))
     )
     outward = np.maximum(norm, 0.25) ** np.float32(-0.75)
     wavelength = rng.uniform(17, 20)
@@ -205,14 +196,10 @@ def _draw_posterior_fossa(
     where = np.flatnonzero(infratentorial)
     x, y, z = points = brain.was_at(where)
     mirrored: Points = (np.abs(x), y, z)
-    lobe = np.minimum(
-        ellipsoid(mirrored, (20, 40, -26), (40, 36, 35)), ellipsoid(points, (0, 44, -22), (15, 30, 32))
-    )
+    lobe = np.minimum(ellipsoid(mirrored, (20, 40, -26), (40, 36, 35)), ellipsoid(points, (0, 44, -22), (15, 30, 32)))
     pons = np.maximum(brainstem[where] - 3, y - 24)
     lobe = np.maximum(np.maximum(lobe, to_tissue[where] + 1.0), -pons)
-    core = np.minimum(
-        ellipsoid(mirrored, (24, 38, -32), (18, 18, 10)), ellipsoid(points, (0, 30, -29), (9, 10, 9))
-    )
+    core = np.minimum(ellipsoid(mirrored, (24, 38, -32), (18, 18, 10)), ellipsoid(points, (0, 30, -29), (9, 10, 9)))
     waves = Waves.draw(rng, 40, 4).at(points)
     radial = np.sqrt((y - 18) ** 2 + (z + 30) ** 2)
     angle = np.arctan2(z + 30, y - 18)
@@ -239,9 +226,7 @@ def _draw_ventricles(brain: Brain, canvas: Canvas, mirrored: Points, build: Buil
     septum = np.float32(0.9) - mirrored[0]
     lateral = np.maximum(lateral, septum)
     canvas.paint(Tissue.CSF, canvas.soft(lateral))
-    plexus = np.maximum(
-        chain(mirrored, ((14, 14, 15, 1.2), (22, 27, 7, 2.6), (28, 22, -2, 1.2))), lateral + 1
-    )
+    plexus = np.maximum(chain(mirrored, ((14, 14, 15, 1.2), (22, 27, 7, 2.6), (28, 22, -2, 1.2))), lateral + 1)
     canvas.paint(Tissue.CHOROID, canvas.soft(plexus))
     third = ellipsoid(brain.origin, (0, -2, 0), (build.third_mm, 15, 11))
     canvas.paint(Tissue.CSF, canvas.soft(third))
@@ -251,9 +236,7 @@ def _draw_ventricles(brain: Brain, canvas: Canvas, mirrored: Points, build: Buil
     return np.minimum(lateral, third)
 
 
-def _draw_membranes(
-    brain: Brain, canvas: Canvas, width: Array, callosal: Array, tent: Array, behind: Array
-) -> None:
+def _draw_membranes(brain: Brain, canvas: Canvas, width: Array, callosal: Array, tent: Array, behind: Array) -> None:
     """Paint falx and tentorium, and the venous sinuses along their edges."""
     y, z = brain.origin[1], brain.origin[2]
     falx = np.maximum(width - 0.7, (1.22 - callosal) * 30)

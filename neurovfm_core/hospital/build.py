@@ -118,9 +118,7 @@ def _remember_settings(path: Path, params: HospitalParams) -> None:
         _write_text(path, canonical_json(described(params)) + "\n")
 
 
-def _written(
-    folder: Path, params: HospitalParams, jobs: list[Visit | OutsideStudy], workers: int
-) -> Iterator[None]:
+def _written(folder: Path, params: HospitalParams, jobs: list[Visit | OutsideStudy], workers: int) -> Iterator[None]:
     """Write the studies, yielding after each."""
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
@@ -151,12 +149,7 @@ def _study_folder(folder: Path, job: Visit | OutsideStudy) -> Path | None:
     if isinstance(job, OutsideStudy) and not job.in_pacs:
         return None
     visit = job if isinstance(job, Visit) else job.visit
-    return (
-        folder
-        / "pacs"
-        / identifiers(visit).peek("folder_name")
-        / f"{visit.study_date:%Y%m%d}_{visit.modality}"
-    )
+    return folder / "pacs" / identifiers(visit).peek("folder_name") / f"{visit.study_date:%Y%m%d}_{visit.modality}"
 
 
 def _write_study(folder: Path, params: HospitalParams, job: Visit | OutsideStudy) -> None:
@@ -184,9 +177,7 @@ def _write_study(folder: Path, params: HospitalParams, job: Visit | OutsideStudy
     _write_text(_record_path(folder, job), canonical_json(record) + "\n")
 
 
-def _head_study(
-    folder: Path, params: HospitalParams, visit: Visit, ids: Identifiers, building: Path
-) -> dict[str, Any]:
+def _head_study(folder: Path, params: HospitalParams, visit: Visit, ids: Identifiers, building: Path) -> dict[str, Any]:
     seed, index = params.seed, visit.index
     modality = visit.modality
     # The head is the patient's, not the visit's: follow-ups show the same anatomy.
@@ -246,9 +237,7 @@ def _head_study(
     }
 
 
-def _outside_study(
-    params: HospitalParams, job: OutsideStudy, ids: Identifiers, building: Path
-) -> dict[str, Any]:
+def _outside_study(params: HospitalParams, job: OutsideStudy, ids: Identifiers, building: Path) -> dict[str, Any]:
     visit = job.visit
     if job.in_pacs:
         stack = phantom(visit.modality, rng_for(params.seed, "phantom", visit.index))
@@ -308,9 +297,7 @@ def _write_tables(folder: Path, records: list[dict[str, Any]]) -> None:
         for kind, text in record["identifiers"].items():
             planted.setdefault(kind, set()).add(text)
     listed = {kind: sorted(texts) for kind, texts in sorted(planted.items())}
-    _write_text(
-        folder / "truth" / "identifiers.json", json.dumps(listed, indent=1, ensure_ascii=False) + "\n"
-    )
+    _write_text(folder / "truth" / "identifiers.json", json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
     studies = [record["study"] for record in records if record["study"]]
     reports = [report for record in records for report in record["reports"]]
     write_warehouse(folder / "warehouse.sqlite", studies, reports)

@@ -147,9 +147,7 @@ class StudyWriter:
         lost = defect in ("missing_slice", "truncated")
         return self._record(series, folder, role, sequence, view, len(numbers) - lost, defect)
 
-    def planes(
-        self, stacks: Sequence[Acquisition], sequence: str, role: str, description: str = ""
-    ) -> SeriesRecord:
+    def planes(self, stacks: Sequence[Acquisition], sequence: str, role: str, description: str = "") -> SeriesRecord:
         """Write several stacks of different orientation as one series."""
         series, folder = self._new_series(sequence, "axial", stacks[0], description)
         number = 0
@@ -189,9 +187,7 @@ class StudyWriter:
         folder.mkdir(parents=True)
         return series, folder
 
-    def _new_series(
-        self, sequence: str, view: str, stack: Acquisition, description: str
-    ) -> tuple[Dataset, Path]:
+    def _new_series(self, sequence: str, view: str, stack: Acquisition, description: str) -> tuple[Dataset, Path]:
         style, modality = self.style, self.visit.modality
         thin = stack.slice_thickness < 2 and modality is Modality.MR
         contrast = sequence == "T1C"
@@ -283,12 +279,8 @@ def _study_header(visit: Visit, ids: Identifiers, style: Style, body_part: str) 
     named = "MRI BRAIN" if visit.modality is Modality.MR else "CT HEAD"
     header.StudyDescription = f"{named} - {ids['referring_physician_spoken']}"
     header.ImageComments = f"Pt {ids['patient_name_spoken']} moved, repeat if needed"
-    header.PatientComments = (
-        f"Call {ids['relative_name']} {ids['relative_phone']}, mail {ids['patient_email']}"
-    )
-    header.AdditionalPatientHistory = (
-        f"Insured as {ids['health_plan_number']}; national no {ids['national_id']}"
-    )
+    header.PatientComments = f"Call {ids['relative_name']} {ids['relative_phone']}, mail {ids['patient_email']}"
+    header.AdditionalPatientHistory = f"Insured as {ids['health_plan_number']}; national no {ids['national_id']}"
     header.RequestedProcedureDescription = f"{named} {ids['patient_id']} from {ids['bed']}"
     header.AcquisitionDateTime = ids["study_date"] + ids["study_time"]
     request = Dataset()
@@ -404,9 +396,7 @@ def _instance(series: Dataset, stack: Acquisition, at: int, number: int, visit: 
     return image
 
 
-def _stored_values(
-    pixels: NDArray[np.int16], pixel_format: PixelFormat
-) -> NDArray[np.int16] | NDArray[np.uint16]:
+def _stored_values(pixels: NDArray[np.int16], pixel_format: PixelFormat) -> NDArray[np.int16] | NDArray[np.uint16]:
     """Return pixels as this format stores them; what it cannot hold (CT padding) is clipped."""
     values = np.rint((pixels - pixel_format.intercept) / pixel_format.slope)
     low = -(2 ** (pixel_format.bits_stored - 1)) if pixel_format.signed else 0

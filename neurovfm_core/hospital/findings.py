@@ -284,9 +284,7 @@ def _draw(rng: np.random.Generator, label: str) -> _Draw:
         case "aneurysmal_subarachnoid_hemorrhage":
             return _Draw((0.0, -14.0, -12.0), uniform(60, 80), "bilateral", "acute", {})
         case "intraventricular_hemorrhage":
-            return _Draw(
-                (20.0, 42.0, 8.0), uniform(10, 20), "bilateral", "acute", {"level": uniform(0.3, 0.8)}
-            )
+            return _Draw((20.0, 42.0, 8.0), uniform(10, 20), "bilateral", "acute", {"level": uniform(0.3, 0.8)})
         case "ventriculomegaly":
             return _Draw((0.0, 0.0, 14.0), 0.0, "bilateral", "", {"severity": uniform(0.6, 1.0)})
         case "obstructive_hydrocephalus":
@@ -328,9 +326,7 @@ def _draw(rng: np.random.Generator, label: str) -> _Draw:
 def _on_vault(rng: np.random.Generator) -> tuple[float, float, float]:
     """Return a point of the inner vault, left side, away from the midline and the skull base."""
     azimuth, elevation = np.radians(rng.uniform(-55, 55)), np.radians(rng.uniform(5, 45))
-    direction = np.array(
-        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
+    direction = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
     radii = np.array(CAVITY_RADII_MM)
     point = np.array(CAVITY_CENTER_MM) + direction / np.linalg.norm(direction / radii)
     return (float(point[0]), float(point[1]), float(point[2]))

@@ -32,18 +32,14 @@ DEFECTS = ("missing_slice", "truncated", "duplicates")
 def chosen_junk(rng: np.random.Generator, index: int) -> frozenset[str]:
     """Return the kinds of junk that a study holds: one by its index, the others by chance."""
     kinds = [*_SHARES]
-    by_chance = {
-        kind for kind, draw in zip(kinds, rng.random(len(kinds)), strict=True) if draw < _SHARES[kind]
-    }
+    by_chance = {kind for kind, draw in zip(kinds, rng.random(len(kinds)), strict=True) if draw < _SHARES[kind]}
     junk = by_chance | {kinds[index % len(kinds)]}
     # One series takes at most one defect; the others of this study wait for another one.
     defects = sorted(junk & set(DEFECTS))
     return frozenset(junk - set(defects[1:]))
 
 
-def add_junk(
-    writer: StudyWriter, stack: Acquisition, junk: frozenset[str], rng: np.random.Generator
-) -> dict[str, str]:
+def add_junk(writer: StudyWriter, stack: Acquisition, junk: frozenset[str], rng: np.random.Generator) -> dict[str, str]:
     """Write the chosen kinds of junk into a study.
 
     Parameters
@@ -140,9 +136,7 @@ def _structured_report(writer: StudyWriter, stack: Acquisition, rng: np.random.G
     remark = Dataset()
     remark.RelationshipType, remark.ValueType = "CONTAINS", "TEXT"
     remark.ConceptNameCodeSequence = [_code("121106", "Comment")]
-    remark.TextValue = (
-        f"Dose event of {ids['patient_name_spoken']}, ordered by {ids['referring_physician_spoken']}"
-    )
+    remark.TextValue = f"Dose event of {ids['patient_name_spoken']}, ordered by {ids['referring_physician_spoken']}"
     report = Dataset()
     report.ValueType = "CONTAINER"
     report.ContinuityOfContent = "SEPARATE"

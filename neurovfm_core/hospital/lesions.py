@@ -41,9 +41,7 @@ def collection_mm(brain: Brain, finding: Finding) -> Array:
     return np.float32(finding.size_mm) * crescent * inside
 
 
-def draw_lesions(
-    brain: Brain, sketch: Sketch, findings: tuple[Finding, ...], rng: np.random.Generator
-) -> None:
+def draw_lesions(brain: Brain, sketch: Sketch, findings: tuple[Finding, ...], rng: np.random.Generator) -> None:
     """Paint every finding that lies inside the skull, soft ones first, air and blood last."""
     for finding in sorted(findings, key=lambda one: _ORDER.get(one.label, 99)):
         painter = _PAINTERS.get(finding.label)
@@ -90,9 +88,7 @@ def _swell(brain: Brain, where: NDArray[np.intp], distance: Array, reach_mm: flo
     if reach_mm < 1:
         return
     fade = 1 - smooth_step(distance, 0.45 * reach_mm, reach_mm)
-    brain.canvas.paint(
-        Tissue.EDEMA, fade * (0.1 + 0.85 * brain.white[where]) * (brain.parenchyma[where] > 0.3), where
-    )
+    brain.canvas.paint(Tissue.EDEMA, fade * (0.1 + 0.85 * brain.white[where]) * (brain.parenchyma[where] > 0.3), where)
 
 
 def _in_brain(brain: Brain, where: NDArray[np.intp]) -> Array:
@@ -180,9 +176,7 @@ def _dural_mass(brain: Brain, sketch: Sketch, finding: Finding, rng: np.random.G
     amount = brain.canvas.soft(distance)
     brain.canvas.paint(Tissue.MENINGIOMA, amount, where)
     brain.mark(sketch, finding.label, where[amount > _MARKED])
-    tail = (
-        np.clip(1 - (distance - 2) / 14, 0, 1) * brain.canvas.soft(brain.depth[where] - 2.2) * (distance > 0)
-    )
+    tail = np.clip(1 - (distance - 2) / 14, 0, 1) * brain.canvas.soft(brain.depth[where] - 2.2) * (distance > 0)
     brain.canvas.paint(Tissue.DURA, tail, where)
 
 
@@ -222,9 +216,7 @@ def _acute_stroke(brain: Brain, sketch: Sketch, finding: Finding, rng: np.random
     brain.mark(sketch, finding.label, where[inside * swollen > _MARKED])
 
 
-def _scar(
-    brain: Brain, sketch: Sketch, label: str, where: NDArray[np.intp], distance: Array, rim_mm: float
-) -> None:
+def _scar(brain: Brain, sketch: Sketch, label: str, where: NDArray[np.intp], distance: Array, rim_mm: float) -> None:
     """Paint lost brain: fluid where the tissue was, a rim of gliosis."""
     inside = _in_brain(brain, where)
     rim = brain.canvas.soft((distance - rim_mm) / 1.5) * inside * (0.3 + 0.6 * brain.white[where])
@@ -273,9 +265,7 @@ def _lacunes(brain: Brain, sketch: Sketch, finding: Finding, rng: np.random.Gene
 def _collection(brain: Brain, sketch: Sketch, finding: Finding, rng: np.random.Generator) -> None:
     thickness = collection_mm(brain, finding)
     where = np.flatnonzero(thickness > 0.8)
-    amount = brain.canvas.soft(brain.depth[where] - thickness[where]) * brain.canvas.soft(
-        0.2 - brain.depth[where]
-    )
+    amount = brain.canvas.soft(brain.depth[where] - thickness[where]) * brain.canvas.soft(0.2 - brain.depth[where])
     if finding.label == "subdural_hygroma_effusions":
         tissue, other = Tissue.CSF, Tissue.CSF
     elif finding.age == "acute":
@@ -336,9 +326,7 @@ def _demyelination(brain: Brain, sketch: Sketch, finding: Finding, rng: np.rando
         amount = brain.canvas.soft(distance) * np.clip(brain.white[where] + 0.15, 0, 1)
         brain.canvas.paint(Tissue.WHITE_LESION, amount, where)
         if rng.random() < finding.parameters["active"]:
-            brain.canvas.paint(
-                Tissue.TUMOR_ENHANCING, brain.canvas.soft(np.abs(distance + 1) - 0.8) * amount, where
-            )
+            brain.canvas.paint(Tissue.TUMOR_ENHANCING, brain.canvas.soft(np.abs(distance + 1) - 0.8) * amount, where)
         brain.mark(sketch, finding.label, where[amount > 0.4])
 
 

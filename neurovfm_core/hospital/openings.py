@@ -11,9 +11,7 @@ from neurovfm_core.hospital.sketch import Build, Sketch
 _Box = tuple[slice, ...]
 
 
-def draw_openings(
-    sketch: Sketch, findings: tuple[Finding, ...], build: Build, rng: np.random.Generator
-) -> None:
+def draw_openings(sketch: Sketch, findings: tuple[Finding, ...], build: Build, rng: np.random.Generator) -> None:
     """Paint every finding of skull, scalp and sinuses, and mark its voxels."""
     for finding in findings:
         match finding.label:

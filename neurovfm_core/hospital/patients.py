@@ -235,12 +235,8 @@ def _shrunk(finding: Finding, factor: float) -> Finding:
     parameters = dict(finding.parameters)
     if "shift_mm" in parameters:
         parameters["shift_mm"] = 0.0
-    implied = tuple(
-        label for label in finding.implied if not label.endswith(("midline_shift", "mass_effect"))
-    )
-    return replace(
-        finding, size_mm=round(finding.size_mm * factor, 1), parameters=parameters, implied=implied
-    )
+    implied = tuple(label for label in finding.implied if not label.endswith(("midline_shift", "mass_effect")))
+    return replace(finding, size_mm=round(finding.size_mm * factor, 1), parameters=parameters, implied=implied)
 
 
 def _patient(rng: np.random.Generator, seed: int, index: int, day: dt.date) -> Patient:

@@ -200,9 +200,7 @@ class _Dictation:
             self._hedge(label)
             if self.rng.random() < 0.35 and not self.addendum:
                 noun = self._noun(label)
-                self.addendum.append(
-                    f"On comparison with outside studies this is an artifact. No {noun} is present."
-                )
+                self.addendum.append(f"On comparison with outside studies this is an artifact. No {noun} is present.")
                 self.states[label] = LabelState.ABSENT
 
     def _say_history(self) -> None:
@@ -252,9 +250,7 @@ class _Dictation:
 
     def normal_sentences(self) -> list[tuple[str, str]]:
         """Return the normal statements that nothing here contradicts."""
-        doubtful = {s for s, state in self.states.items() if state is not LabelState.ABSENT} | {
-            f"modality_{self.key}"
-        }
+        doubtful = {s for s, state in self.states.items() if state is not LabelState.ABSENT} | {f"modality_{self.key}"}
         normal = [entry for entry in self.phrases["normal"] if not doubtful & set(entry["unless"])]
         return [(entry["heading"], self.pick(entry["text"])) for entry in normal if self.rng.random() < 0.6]
 
@@ -353,9 +349,7 @@ class _Clinical:
         if self.said.british:
             for american, british in _BRITISH.items():
                 text = text.replace(american, british).replace(_capital(american), _capital(british))
-        text = re.sub(
-            r"\b(There|which|with|unremarkable|visualized|configuration|examination)\b", self._typo, text
-        )
+        text = re.sub(r"\b(There|which|with|unremarkable|visualized|configuration|examination)\b", self._typo, text)
         return text.upper() if self.said.layout == "capitals" else text
 
     def _typo(self, match: re.Match[str]) -> str:
@@ -378,9 +372,7 @@ def _letterhead(said: _Dictation) -> list[str]:
         f"ACCESSION: {ids['accession_number']}  DATE OF EXAM: {ids['study_date_us']}",
     ]
     if said.rng.random() < 0.3:
-        lines.append(
-            f"PLAN: {ids['health_plan_number']}  CONTACT: {ids['relative_name']} {ids['relative_phone']}"
-        )
+        lines.append(f"PLAN: {ids['health_plan_number']}  CONTACT: {ids['relative_name']} {ids['relative_phone']}")
     return lines
 
 
@@ -403,9 +395,7 @@ def _closing(said: _Dictation) -> list[str]:
         lines.append(f"The results were explained to {ids['patient_name_spoken']}.")
     if rng.random() < 0.7:
         lines.append(f"Dictated by: {ids['resident_spoken']}")
-        lines.append(
-            f"Electronically signed by {ids['reading_physician_spoken']} on {ids['study_date_long']}"
-        )
+        lines.append(f"Electronically signed by {ids['reading_physician_spoken']} on {ids['study_date_long']}")
     return lines
 
 
@@ -414,16 +404,12 @@ def _slots(finding: Finding) -> dict[str, str]:
     side = finding.laterality if finding.laterality in ("left", "right", "bilateral") else ""
     site = _nearest(finding.center_mm, _LOBES_MM)
     deep = finding.label in ("intraparenchymal_hemorrhage", "lacunar_stroke")
-    region = _nearest(
-        finding.center_mm, _NUCLEI_MM if finding.label == "lacunar_stroke" else _LOBES_MM | _NUCLEI_MM
-    )
+    region = _nearest(finding.center_mm, _NUCLEI_MM if finding.label == "lacunar_stroke" else _LOBES_MM | _NUCLEI_MM)
     region = region if deep else site
     size = f"{finding.size_mm / 10:.1f} cm" if finding.size_mm >= 20 else f"{finding.size_mm:.0f} mm"
     slots = {
         "side": side,
-        "hemisphere": f"the {side} cerebral hemisphere"
-        if side in ("left", "right")
-        else "both cerebral hemispheres",
+        "hemisphere": f"the {side} cerebral hemisphere" if side in ("left", "right") else "both cerebral hemispheres",
         "site": site,
         "region": region if region in _NUCLEI_MM else f"{region} lobe",
         "adjective": _ADJECTIVES.get(region, region),
@@ -437,9 +423,7 @@ def _slots(finding: Finding) -> dict[str, str]:
     return slots | {_capital(name): _capital(text) for name, text in slots.items()}
 
 
-def _nearest(
-    center_mm: tuple[float, float, float], places_mm: Mapping[str, tuple[float, float, float]]
-) -> str:
+def _nearest(center_mm: tuple[float, float, float], places_mm: Mapping[str, tuple[float, float, float]]) -> str:
     """Return the name of the nearest place, either side of the head."""
     point = np.array([abs(center_mm[0]), *center_mm[1:]])
     return min(places_mm, key=lambda name: float(np.linalg.norm(point - np.array(places_mm[name]))))

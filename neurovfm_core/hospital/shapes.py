@@ -20,18 +20,14 @@ Place = tuple[float, float, float]
 
 def ellipsoid(points: Points, center: Place, radii: Place) -> Array:
     """Return the signed distance to an ellipsoid, exact on its surface, first order near it."""
-    scaled = [
-        (part - np.float32(c)) / np.float32(r) for part, c, r in zip(points, center, radii, strict=True)
-    ]
+    scaled = [(part - np.float32(c)) / np.float32(r) for part, c, r in zip(points, center, radii, strict=True)]
     # The floor keeps the quotient finite at the very centre, where it tends to a radius.
     norm = np.sqrt(np.maximum(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2, np.float32(1e-8)))
     slope = np.sqrt(sum((part / np.float32(r)) ** 2 for part, r in zip(scaled, radii, strict=True)))
     return norm * (norm - 1) / np.maximum(slope, norm / np.float32(max(radii)))
 
 
-def capsule(
-    points: Points, start: Place, stop: Place, radius: float, stop_radius: float | None = None
-) -> Array:
+def capsule(points: Points, start: Place, stop: Place, radius: float, stop_radius: float | None = None) -> Array:
     """Return the signed distance to a rod with round ends whose radius runs from one to the other."""
     axis = np.subtract(stop, start).astype(np.float32)
     offset = [part - np.float32(c) for part, c in zip(points, start, strict=True)]
@@ -115,9 +111,7 @@ class Canvas:
         """Return how much of each voxel a tissue fills."""
         return (self.above == tissue) * self.share + (self.below == tissue) * (1 - self.share)
 
-    def paint(
-        self, tissue: Tissue, amount: Array, where: tuple[slice, ...] | NDArray[np.intp] | None = None
-    ) -> None:
+    def paint(self, tissue: Tissue, amount: Array, where: tuple[slice, ...] | NDArray[np.intp] | None = None) -> None:
         """Cover `amount` of each voxel with a tissue; of what was there the dominant tissue stays."""
         touched = amount > 0.02
         if isinstance(where, np.ndarray):

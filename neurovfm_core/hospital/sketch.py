@@ -41,9 +41,7 @@ class Sketch:
         low = np.floor((np.array(center) - reaches - LOW_MM) / SPACING_MM).astype(int)
         high = np.ceil((np.array(center) + reaches - LOW_MM) / SPACING_MM).astype(int) + 1
         shape = self.depth.shape
-        return tuple(
-            slice(min(max(a, 0), n), max(min(b, n), 0)) for a, b, n in zip(low, high, shape, strict=True)
-        )
+        return tuple(slice(min(max(a, 0), n), max(min(b, n), 0)) for a, b, n in zip(low, high, shape, strict=True))
 
     def within(self, box: tuple[slice, ...]) -> Points:
         """Return the coordinates of a box."""

@@ -96,9 +96,7 @@ def _draw_face(sketch: Sketch, rng: np.random.Generator) -> None:
     canvas = sketch.canvas
     cells = Waves.draw(rng, 7, 8)
 
-    def solid(
-        tissue: Tissue, center: tuple, radii: tuple, *, honeycomb: float | None = None, grow: float = 0
-    ) -> None:
+    def solid(tissue: Tissue, center: tuple, radii: tuple, *, honeycomb: float | None = None, grow: float = 0) -> None:
         box = sketch.box(center, radii)
         points = sketch.within(box)
         distance = ellipsoid(points, center, radii) - np.float32(grow)
@@ -106,9 +104,7 @@ def _draw_face(sketch: Sketch, rng: np.random.Generator) -> None:
             distance = np.maximum(distance, np.float32(honeycomb) - np.abs(cells.at(points)) * 2.2)
         canvas.paint(tissue, canvas.soft(distance), box)
 
-    def rod(
-        tissue: Tissue, start: tuple, stop: tuple, radius: float, stop_radius: float | None = None
-    ) -> None:
+    def rod(tissue: Tissue, start: tuple, stop: tuple, radius: float, stop_radius: float | None = None) -> None:
         middle = np.add(start, stop) / 2
         box = sketch.box(middle, np.abs(np.subtract(start, stop)) / 2 + radius)
         canvas.paint(tissue, canvas.soft(capsule(sketch.within(box), start, stop, radius, stop_radius)), box)

@@ -76,9 +76,7 @@ def siemens_csa(tags: Mapping[str, str]) -> bytes:
 
 def _siemens_private(header: Dataset, ids: Mapping[str, str]) -> None:
     csa = {"PatientPosition": "HFS", "UsedPatientName": ids["csa_patient_name"]}
-    protocol = {
-        "Protocol": f"### ASCCONV BEGIN ###\ntPatient = {ids['csa_patient_name']}\n### ASCCONV END ###"
-    }
+    protocol = {"Protocol": f"### ASCCONV BEGIN ###\ntPatient = {ids['csa_patient_name']}\n### ASCCONV END ###"}
     block = header.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
     block.add_new(0x08, "CS", "IMAGE NUM 4")
     block.add_new(0x10, "OB", siemens_csa(csa))
@@ -108,9 +106,7 @@ def _philips_private(header: Dataset, ids: Mapping[str, str]) -> None:
     nested = Dataset()
     nested.PatientID = ids["patient_id"]
     nested.PatientName = ids["patient_name"]
-    nested.private_block(0x2005, "Philips MR Imaging DD 005", create=True).add_new(
-        0x37, "PN", ids["operator"]
-    )
+    nested.private_block(0x2005, "Philips MR Imaging DD 005", create=True).add_new(0x37, "PN", ids["operator"])
     block = header.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
     block.add_new(0x80, "SQ", [nested])
     block.add_new(0x99, "UT", ids["private_archive_path"])

@@ -15,9 +15,7 @@ CREATE INDEX reports_by_study ON reports (study_uid);
 """
 
 
-def write_warehouse(
-    path: Path, studies: Iterable[Mapping[str, str]], reports: Iterable[Mapping[str, str]]
-) -> None:
+def write_warehouse(path: Path, studies: Iterable[Mapping[str, str]], reports: Iterable[Mapping[str, str]]) -> None:
     """Write both tables to an SQLite file, replacing the one that is there.
 
     The same rows in the same order give the same bytes.

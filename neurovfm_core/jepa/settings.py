@@ -84,13 +84,9 @@ class PretrainParams(Params):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.momentum_end < self.momentum_start:
-            raise ValueError(
-                f"momentum_end {self.momentum_end} is below momentum_start {self.momentum_start}"
-            )
+            raise ValueError(f"momentum_end {self.momentum_end} is below momentum_start {self.momentum_start}")
         if self.learning_rate < max(self.learning_rate_start, self.learning_rate_final):
-            raise ValueError(
-                "learning_rate is the peak: neither learning_rate_start nor _final may exceed it"
-            )
+            raise ValueError("learning_rate is the peak: neither learning_rate_start nor _final may exceed it")
         return self
 
     @property

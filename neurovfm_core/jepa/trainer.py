@@ -104,9 +104,7 @@ def train(
     validation = BatchSource(shards, _validation_ids(shards, val_ids, params), stats, params)
     for source in (training, validation):
         if source.volume_ids and all(source.crop(one, None) is None for one in source.volume_ids):
-            raise UsageError(
-                "no volume has enough foreground tokens to be masked", hint="lower min_foreground_share"
-            )
+            raise UsageError("no volume has enough foreground tokens to be masked", hint="lower min_foreground_share")
     identity = {
         "params": params.model_dump(mode="json"),
         "train_ids": fingerprint(*training.volume_ids),
@@ -205,12 +203,8 @@ def _losses(state: TrainingState, part: Pass, params: PretrainParams) -> tuple[P
         tokens_N1024 = part.decode()
         with torch.no_grad():
             features_ND = state.teacher(tokens_N1024, part.coords_N3, part.lengths)
-        context_CD = state.student(
-            tokens_N1024[part.context_C], part.coords_N3[part.context_C], part.context_lengths
-        )
-        predicted_TD = state.predictor(
-            context_CD, part.context_C, part.target_T, part.coords_N3, part.lengths
-        )
+        context_CD = state.student(tokens_N1024[part.context_C], part.coords_N3[part.context_C], part.context_lengths)
+        predicted_TD = state.predictor(context_CD, part.context_C, part.target_T, part.coords_N3, part.lengths)
     return part, token_losses(predicted_TD, normalized_targets(features_ND[part.target_T])), features_ND
 
 

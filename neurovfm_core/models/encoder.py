@@ -98,9 +98,7 @@ class Encoder(nn.Module):
         if seed is not None:
             initialize(self, seed, "encoder")
 
-    def forward(
-        self, tokens_N1024: Tensor, coords_N3: Tensor, lengths: Sequence[int] | Tensor | Packing
-    ) -> Tensor:
+    def forward(self, tokens_N1024: Tensor, coords_N3: Tensor, lengths: Sequence[int] | Tensor | Packing) -> Tensor:
         """Encode a packed batch.
 
         Parameters

@@ -122,9 +122,7 @@ class ClassifyThenAggregate(nn.Module):
         pooled_BC = torch.stack(
             [
                 (scores.softmax(0) * logits).sum(0)
-                for scores, logits in zip(
-                    scores_TC.split(list(lengths)), logits_TC.split(list(lengths)), strict=True
-                )
+                for scores, logits in zip(scores_TC.split(list(lengths)), logits_TC.split(list(lengths)), strict=True)
             ]
         )
         return self.rescale(pooled_BC)
@@ -149,9 +147,7 @@ class MeanThenClassify(nn.Module):
         return self.mlp(torch.stack([x.mean(0) for x in x_TF.split(list(lengths))]))
 
 
-def fold_standardization(
-    head: ClassifyThenAggregate | MeanThenClassify, mean_F: Tensor, std_F: Tensor
-) -> None:
+def fold_standardization(head: ClassifyThenAggregate | MeanThenClassify, mean_F: Tensor, std_F: Tensor) -> None:
     """Move (x - mean) / std, which the head was trained behind, into its first layers.
 
     Afterwards the head takes raw features, so a saved head needs nothing beside its own tensors.

@@ -97,9 +97,7 @@ def encode_study(
             encoded = encoder(tokens, coords, [len(tokens)]).float().cpu().numpy()
             parts.append((encoded, volume, index, window_index))
     if not parts:
-        raise Excluded(
-            Reason.EMPTY_FOREGROUND, "no volume of the study has a foreground token", where=study_id
-        )
+        raise Excluded(Reason.EMPTY_FOREGROUND, "no volume of the study has a foreground token", where=study_id)
     bag = Bag(
         study_id,
         np.concatenate([encoded for encoded, *_ in parts]),
@@ -146,9 +144,7 @@ def histogram_bag(
         index.append(position)
         num_tokens += len(volume.tokens)
     if not rows:
-        raise Excluded(
-            Reason.EMPTY_FOREGROUND, "no volume of the study has a foreground token", where=study_id
-        )
+        raise Excluded(Reason.EMPTY_FOREGROUND, "no volume of the study has a foreground token", where=study_id)
     return Bag(
         study_id,
         np.stack(rows),

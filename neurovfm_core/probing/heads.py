@@ -101,9 +101,7 @@ def load_head(folder: Path) -> FittedProbe:
         card = json.loads((folder / "card.json").read_text())
         tensors = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
-        raise UsageError(
-            "a head needs config.json, card.json and model.safetensors", where=folder.name
-        ) from error
+        raise UsageError("a head needs config.json, card.json and model.safetensors", where=folder.name) from error
     if config["which"] not in HEADS:
         raise UsageError(f"unknown kind of head: {config['which']}", where=folder.name, hint=", ".join(HEADS))
     shape = HeadShape(

@@ -56,18 +56,12 @@ def train_probe(
     train = [i for i, part in enumerate(split) if part == Split.TRAIN]
     val = [i for i, part in enumerate(split) if part == Split.VAL]
     if not val:
-        raise UsageError(
-            "the probe needs validation studies to decide when to stop", hint="enlarge the val split"
-        )
+        raise UsageError("the probe needs validation studies to decide when to stop", hint="enlarge the val split")
     chosen = choose_labels(targets, train, val, labels, params)
     mean_F, std_F = feature_moments([bags[i] for i in train])
     studies = {
         i: (
-            (
-                torch.from_numpy(cap_tokens(bags[i], params.max_tokens_per_study, params.seed).features)
-                - mean_F
-            )
-            / std_F,
+            (torch.from_numpy(cap_tokens(bags[i], params.max_tokens_per_study, params.seed).features) - mean_F) / std_F,
             torch.from_numpy(np.float32(targets[i, chosen.columns])),
         )
         for i in train + val
@@ -131,8 +125,7 @@ def choose_labels(
     if not choice.columns:
         raise Excluded(
             Reason.TOO_FEW_LABELS,
-            f"no label has {params.min_train_positives} positives and negatives"
-            f" in {len(train)} training studies",
+            f"no label has {params.min_train_positives} positives and negatives in {len(train)} training studies",
             hint="[probe] min_train_positives, or more studies",
         )
     return choice

@@ -71,9 +71,6 @@ def label_matrix(
         1 present, 0 absent, NaN missing. A label that a study's mapping lacks is NaN.
     """
     return np.array(
-        [
-            [params.meaning(study[label]) if label in study else math.nan for label in labels]
-            for study in states
-        ],
+        [[params.meaning(study[label]) if label in study else math.nan for label in labels] for study in states],
         np.float32,
     ).reshape(len(states), len(labels))

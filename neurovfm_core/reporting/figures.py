@@ -109,9 +109,7 @@ def label_figure(rows: Sequence[LabelRow], modality: str) -> Figure:
         left = np.zeros(len(shown))
         for split in splits:
             width = np.array([counts.get((label, split)) or 0 for label in shown], float)
-            axes.barh(
-                range(len(shown)), width, left=left, color=SPLIT_COLOURS[split], height=0.72, label=split
-            )
+            axes.barh(range(len(shown)), width, left=left, color=SPLIT_COLOURS[split], height=0.72, label=split)
             left += width
         for y, label in enumerate(shown):
             axes.annotate(
@@ -137,8 +135,7 @@ def label_figure(rows: Sequence[LabelRow], modality: str) -> Figure:
         image,
         f"Stacked bars of {len(shown)} labels by split; most frequent: "
         + ", ".join(f"{readable(label)} {total[label]}" for label in shown[::-1][:5]),
-        "Studies whose report states the label as present, by split. Labels that no report affirms are left "
-        "out.",
+        "Studies whose report states the label as present, by split. Labels that no report affirms are left out.",
         "labels",
     )
 
@@ -167,15 +164,12 @@ def training_figure(log: Sequence[dict[str, object]]) -> Figure:
             quiet_grid(axes, "y")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         image = svg_bytes(figure, "training")
-    last = {
-        key: values[-1] for key in ("loss", "val_loss", "feature_std") if len(values := _series(log, key)[1])
-    }
+    last = {key: values[-1] for key in ("loss", "val_loss", "feature_std") if len(values := _series(log, key)[1])}
     return Figure(
         "training",
         "Loss and signs of collapse",
         image,
-        "Curves over training steps; last values: "
-        + ", ".join(f"{key} {value:.3g}" for key, value in last.items()),
+        "Curves over training steps; last values: " + ", ".join(f"{key} {value:.3g}" for key, value in last.items()),
         "a, Loss on training crops (thin: logged, thick: smoothed) and on fixed masks of validation volumes. "
         "b, c, Spread and effective rank (RankMe) of the teacher's features. A loss that falls while b or c "
         "falls towards zero would be a collapse, not learning.",
@@ -208,26 +202,19 @@ def macro_figure(evaluation: dict[str, Evaluation], encoders: Sequence[EncoderRo
                 if estimate.low is not None and estimate.high is not None:
                     axes.plot([x, x], [estimate.low, estimate.high], color=INK, linewidth=1)
                     top = max(top, estimate.high)
-                axes.text(
-                    x, max(top, 0.5) + 0.012, f"{estimate.value:.2f}", ha="center", va="bottom", size=7.5
-                )
-                said.append(
-                    f"{modality} {encoder.name} {_spoken(estimate.value, estimate.low, estimate.high)}"
-                )
+                axes.text(x, max(top, 0.5) + 0.012, f"{estimate.value:.2f}", ha="center", va="bottom", size=7.5)
+                said.append(f"{modality} {encoder.name} {_spoken(estimate.value, estimate.low, estimate.high)}")
         axes.axhline(0.5, color=INK, linewidth=0.8)
         beside = axes.get_yaxis_transform()
         axes.text(1.01, 0.5, "chance", va="center", size=7.5, color=MUTED, transform=beside)
         names = [
-            f"{m}\n{evaluation[m].macro_classes} labels, {evaluation[m].num_studies:,} studies"
-            for m in modalities
+            f"{m}\n{evaluation[m].macro_classes} labels, {evaluation[m].num_studies:,} studies" for m in modalities
         ]
         axes.set_xticks(range(len(modalities)), names)
         axes.set_xlim(-0.55, len(modalities) - 0.45)
         axes.tick_params(axis="x", length=0)
         axes.spines["bottom"].set_visible(False)
-        low = min(
-            [0.5] + [e.low for part in evaluation.values() for e in part.macro.values() if e.low is not None]
-        )
+        low = min([0.5] + [e.low for part in evaluation.values() for e in part.macro.values() if e.low is not None])
         axes.set_ylim(max(0.0, np.floor(low * 10) / 10), 1.02)
         axes.set_ylabel("Macro AUROC")
         quiet_grid(axes, "y")
@@ -317,16 +304,12 @@ def forest_figure(evaluation: Evaluation, encoders: Sequence[EncoderRow], modali
 
 
 def _by_count(reasons: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(
-        ((reason, count) for reason, count in reasons.items() if count), key=lambda r: (-r[1], r[0])
-    )
+    return sorted(((reason, count) for reason, count in reasons.items() if count), key=lambda r: (-r[1], r[0]))
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, face: str, edge: str) -> None:
     style = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(
-        FancyBboxPatch((x, y), width, height, style, facecolor=face, edgecolor=edge, linewidth=0.9)
-    )
+    axes.add_patch(FancyBboxPatch((x, y), width, height, style, facecolor=face, edgecolor=edge, linewidth=0.9))
 
 
 def _arrow() -> dict[str, object]:

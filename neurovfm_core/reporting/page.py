@@ -89,9 +89,7 @@ def page(results: Results, figures: Sequence[Figure]) -> str:
         "picture": picture,
         "plural": plural,
     }
-    style, script = (
-        Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js")
-    )
+    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         results=results,
         figures={
@@ -139,9 +137,7 @@ def cohort_table(rows: Sequence[CohortRow]) -> list[tuple[str, list[tuple[str, l
     blocks = [("Size", sizes)]
     for name in CHARACTERISTICS:
         values = sorted({value for row in rows for value in getattr(row, name)})
-        lines = [
-            (value, [_share_text(getattr(row, name), value, row.studies) for row in rows]) for value in values
-        ]
+        lines = [(value, [_share_text(getattr(row, name), value, row.studies) for row in rows]) for value in values]
         if lines:
             blocks.append((f"{CHARACTERISTIC_NAMES[name]}, studies (%)", lines))
     return blocks
@@ -165,11 +161,7 @@ def estimate_text(estimate: object, signed: bool = False) -> str:
     form = "+.3f" if signed else ".3f"
     if value is None:
         return "–"
-    text = (
-        f"{value:{form}}"
-        if low is None or high is None
-        else f"{value:{form}} ({low:{form}} to {high:{form}})"
-    )
+    text = f"{value:{form}}" if low is None or high is None else f"{value:{form}} ({low:{form}} to {high:{form}})"
     return text.replace("-", MINUS)
 
 

@@ -173,9 +173,7 @@ def checked(results: Mapping[str, object]) -> Results:
         model = Results.model_validate(results)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(
-            f"results.json: {first['msg']}", where=".".join(str(part) for part in first["loc"])
-        ) from error
+        raise UsageError(f"results.json: {first['msg']}", where=".".join(str(part) for part in first["loc"])) from error
     return suppress_small_cells(model)
 
 

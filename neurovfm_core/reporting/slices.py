@@ -110,9 +110,7 @@ def slice_figure(panels: Sequence[SlicePanel], caption: str) -> Figure:
             )
             for axes in (plain, overlaid):
                 axes.set_axis_off()
-                axes.imshow(
-                    centred(panel.image, side), cmap="gray", vmin=0, vmax=255, interpolation="bilinear"
-                )
+                axes.imshow(centred(panel.image, side), cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
             if panel.foreground.any():
                 outline = centred(panel.foreground, side)
                 plain.contour(outline, levels=[0.5], colors=[GREEN], linewidths=0.8)

@@ -205,9 +205,7 @@ def verify_shard(path: Path) -> None:
         start = index.token_offset[row]
         tokens = flat[start : start + index.num_tokens[row]]
         if hashlib.sha256(tokens.data).digest() != index["sha256"][row].as_py():
-            raise IntegrityError(
-                f"volume {volume_id} differs from its checksum", where=index.tokens_path.name
-            )
+            raise IntegrityError(f"volume {volume_id} differs from its checksum", where=index.tokens_path.name)
     if sha256_of(index.tokens_path) != manifest["files"]["tok"]["sha256"]:
         raise IntegrityError("the gaps between volumes are not empty", where=index.tokens_path.name)
 
@@ -215,9 +213,7 @@ def verify_shard(path: Path) -> None:
 def _manifests(where: Path | Sequence[Path]) -> list[Path]:
     if isinstance(where, Path):
         if not where.is_dir():
-            raise UsageError(
-                "there is no such folder of shards", where=where.name, hint="run the shard stage"
-            )
+            raise UsageError("there is no such folder of shards", where=where.name, hint="run the shard stage")
         return sorted(where.glob("*.json"))
     for path in where:
         if path.suffix not in SHARD_SUFFIXES:

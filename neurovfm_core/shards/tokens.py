@@ -115,9 +115,7 @@ class VolumeTokens:
     def swap_in_plane(self) -> "VolumeTokens":
         """Exchange rows and columns of every slice. Twice is the identity."""
         (d, h, w), (depth, rows, columns) = self.grid, self.spacing_mm
-        swapped = replace(
-            self, grid=(d, w, h), spacing_mm=(depth, columns, rows), affine=self.affine[:, [0, 2, 1, 3]]
-        )
+        swapped = replace(self, grid=(d, w, h), spacing_mm=(depth, columns, rows), affine=self.affine[:, [0, 2, 1, 3]])
         tokens = self.tokens.reshape(-1, *PATCH_SHAPE).transpose(0, 1, 3, 2)
         return swapped._in_raster_order(tokens, self.coords[:, [0, 2, 1]])
 
@@ -127,9 +125,7 @@ class VolumeTokens:
         pd, ph, pw = PATCH_SHAPE
         volume = np.zeros((d, pd, h, ph, w, pw), np.uint8)
         # Indexing with three arrays around slices puts the token axis first.
-        volume[self.coords[:, 0], :, self.coords[:, 1], :, self.coords[:, 2], :] = self.tokens.reshape(
-            -1, *PATCH_SHAPE
-        )
+        volume[self.coords[:, 0], :, self.coords[:, 1], :, self.coords[:, 2], :] = self.tokens.reshape(-1, *PATCH_SHAPE)
         return volume.reshape(d * pd, h * ph, w * pw)
 
     def _rows(self, rows: NDArray[np.integer]) -> "VolumeTokens":

@@ -93,9 +93,7 @@ def write_shard(
     _write_format_page(folder)
     size_bytes = len(text.encode()) + sum(facts["bytes"] for facts in manifest["files"].values())
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return ShardFacts(
-        name, tuple(path.name for path in paths.values()), len(rows), num_tokens, size_bytes, sha256
-    )
+    return ShardFacts(name, tuple(path.name for path in paths.values()), len(rows), num_tokens, size_bytes, sha256)
 
 
 def _write_tokens(

@@ -42,9 +42,7 @@ def split_scores(
     if not np.isin(labels[known], (0, 1)).all():
         raise UsageError("a label is neither 0, 1 nor NaN")
     if np.isnan(scores[known]).any():
-        raise UsageError(
-            "a score is NaN where the label is known", hint="a head has diverged, or a column is wrong"
-        )
+        raise UsageError("a score is NaN where the label is known", hint="a head has diverged, or a column is wrong")
     return scores[labels == 1], scores[labels == 0]
 
 

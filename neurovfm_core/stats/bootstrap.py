@@ -116,8 +116,7 @@ class BootstrapResult:
             "macro": {name: plain(estimate) for name, estimate in self.macro.items()},
             "macro_classes": sum(not count.suppressed for count in self.classes),
             "differences": [
-                {"encoder": a, "minus": b, **plain(difference)}
-                for (a, b), difference in self.differences.items()
+                {"encoder": a, "minus": b, **plain(difference)} for (a, b), difference in self.differences.items()
             ],
             "classes": classes,
         }
@@ -198,9 +197,7 @@ def bootstrap_auroc(
         classes,
         {
             name: tuple(
-                _class_estimate(
-                    points[name][c], areas[name][:, c], matrix[:, c], labels[:, c], level, clusters is None
-                )
+                _class_estimate(points[name][c], areas[name][:, c], matrix[:, c], labels[:, c], level, clusters is None)
                 for c in range(len(classes))
             )
             for name, matrix in values.items()
@@ -301,8 +298,7 @@ def _blocks(replicates: int, seed: int) -> list[_Block]:
     starts = range(0, replicates, BLOCK)
     streams = np.random.SeedSequence(seed).spawn(len(starts))
     return [
-        _Block(start, min(BLOCK, replicates - start), stream)
-        for start, stream in zip(starts, streams, strict=True)
+        _Block(start, min(BLOCK, replicates - start), stream) for start, stream in zip(starts, streams, strict=True)
     ]
 
 
@@ -343,9 +339,7 @@ class _Plan:
         positives_KR = self.positives @ counts_NR
         below_KR = (self.negatives @ counts_NR).cumsum(0, dtype=np.int32)
         wins_R = np.einsum("kr,kr->r", positives_KR, below_KR[:-1], dtype=np.float64)
-        wins_R += 0.5 * np.einsum(
-            "kr,kr->r", positives_KR[self.tied_rows], self.tied @ counts_NR, dtype=np.float64
-        )
+        wins_R += 0.5 * np.einsum("kr,kr->r", positives_KR[self.tied_rows], self.tied @ counts_NR, dtype=np.float64)
         pairs_R = positives_KR.sum(0, dtype=np.float64) * below_KR[-1]
         return np.divide(wins_R, pairs_R, out=np.full(len(wins_R), np.nan), where=pairs_R > 0)
 

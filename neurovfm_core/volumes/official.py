@@ -86,9 +86,7 @@ def load_official(volume: Volume, slice_mm: float = 4.0, in_plane_mm: float = 1.
     oriented, view = orient(volume, of_xyz[slice_xyz])
     sizes, operators, to_input = [], [], np.eye(4)
     targets = (slice_mm, in_plane_mm, in_plane_mm)
-    for axis, (num_in, mm, target) in enumerate(
-        zip(oriented.array.shape, oriented.spacing_mm, targets, strict=True)
-    ):
+    for axis, (num_in, mm, target) in enumerate(zip(oriented.array.shape, oriented.spacing_mm, targets, strict=True)):
         spacing = float(np.float32(mm))
         num_resampled = int(num_in * (spacing / target))
         num_out, excess = num_resampled - num_resampled % PATCH_SHAPE[axis], num_resampled % PATCH_SHAPE[axis]

@@ -90,9 +90,7 @@ def check_geometry(volume: Volume) -> None:
         )
     extent_mm = float((spacing * volume.array.shape).max())
     if extent_mm > MAX_EXTENT_MM:
-        raise Excluded(
-            Reason.IMPLAUSIBLE_GEOMETRY, f"{extent_mm:.0f} mm long, at most {MAX_EXTENT_MM:.0f} is expected"
-        )
+        raise Excluded(Reason.IMPLAUSIBLE_GEOMETRY, f"{extent_mm:.0f} mm long, at most {MAX_EXTENT_MM:.0f} is expected")
     directions = volume.affine[:3, :3] / spacing
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if shear > MAX_SHEAR:

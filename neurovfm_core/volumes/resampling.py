@@ -81,9 +81,7 @@ def interpolation_operator(axis: AxisMap) -> Operator:
     return _operator(weights, np.float64)
 
 
-def resample(
-    array: NDArray[np.generic], operators: tuple[Operator, Operator, Operator]
-) -> NDArray[np.floating]:
+def resample(array: NDArray[np.generic], operators: tuple[Operator, Operator, Operator]) -> NDArray[np.floating]:
     """Apply one operator per axis.
 
     Parameters
@@ -147,9 +145,7 @@ def _spline_weights(position: NDArray[np.floating], num_in: int) -> NDArray[np.f
     return _mirrored(_truncated_powers(position[:, None] - knots, 3), num_in)
 
 
-def _spline_integrals(
-    start: NDArray[np.float64], stop: NDArray[np.float64], num_in: int
-) -> NDArray[np.float64]:
+def _spline_integrals(start: NDArray[np.float64], stop: NDArray[np.float64], num_in: int) -> NDArray[np.float64]:
     """Return (intervals, num_in): what each coefficient gives to the integral of the spline."""
     knots = np.arange(-2, num_in + 2)
     integral = _truncated_powers(stop[:, None] - knots, 4) - _truncated_powers(start[:, None] - knots, 4)

@@ -82,9 +82,7 @@ def read_nifti(path: Path, modality: Modality | None = None) -> Volume:
     else:
         raise Excluded(Reason.UNREADABLE, "not a file type that is read here", where=path.name)
     if array.dtype.fields is not None or array.dtype.kind not in "iuf":
-        raise Excluded(
-            Reason.NOT_GREYSCALE, f"voxels are {array.dtype}, not one real number", where=path.name
-        )
+        raise Excluded(Reason.NOT_GREYSCALE, f"voxels are {array.dtype}, not one real number", where=path.name)
     array = array.reshape(array.shape + (1,) * (3 - array.ndim))
     if array.ndim > 3 and max(array.shape[3:]) == 1:
         array = array.reshape(array.shape[:3])
