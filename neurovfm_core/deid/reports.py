@@ -50,7 +50,8 @@ _SIGNED = r"(?:signed|dictated|transcribed|read|reported|interpreted|reviewed|ap
 _TOLD = r"(?:discussed with|communicated to|notified|conveyed to|called to)"
 _RELATIVE = r"(?:wife|husband|spouse|partner|daughter|son|mother|father|sister|brother|guardian|caregiver|neighbou?r)"
 _NAME_LABELS = (
-    r"patient(?: name)?|name|contact(?: person)?|next of kin|guardian|spouse|caregiver|(?:referring|ordering)(?: physician| provider)?|requested by|"
+    r"patient(?: name)?|name|contact(?: person)?|next of kin|guardian|spouse|caregiver|"
+    r"(?:referring|ordering)(?: physician| provider)?|requested by|"
     rf"radiologist|attending|resident|technologist|{_SIGNED}|{_TOLD}"
 )
 
