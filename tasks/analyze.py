@@ -19,6 +19,7 @@ from neurovfm_core.params import canonical_json, fingerprint
 from neurovfm_core.reporting.settings import AnalyzeParams
 from neurovfm_core.vocabulary import PATCH_SHAPE, LabelState, Modality, Split, Window
 from tasks.plan import content_fingerprint
+from tasks.shardset import open_shards
 from tasks.stage import Candidates, Place, Stage, Unit, Upstream
 from tasks.workspace import Workspace
 
@@ -269,7 +270,7 @@ def _evidence_panels(
     from neurovfm_core.probing.features import encode_study
     from neurovfm_core.probing.heads import load_head
     from neurovfm_core.reporting.slices import slice_panel, token_map
-    from neurovfm_core.shards import NormalizationStats, ShardSet
+    from neurovfm_core.shards import NormalizationStats
     from neurovfm_core.volumes import decode_ct
 
     encoder_row = next(row for row in tables["pretrain"] if row["sha256"] == head_row["encoder_sha256"])
@@ -284,7 +285,7 @@ def _evidence_panels(
     panels = []
     for study_id, label in _surest(head_row, params.evidence_examples, place):
         rows = {row["item_id"]: row for row in volumes[study_id]}
-        shards = ShardSet([place.root / name for name in sorted({row["outputs"][0] for row in rows.values()})])
+        shards = open_shards(place.root, rows.values())
         bag = encode_study(encoder, shards, study_id, sorted(rows), stats)
         evidence = head.evidence(bag)[:, label]
         strength = np.bincount(bag.volume_index, np.clip(evidence, 0, None), len(bag.volume_ids))

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from neurovfm_core.files import sha256_of
 from neurovfm_core.jepa.settings import PretrainParams
-from neurovfm_core.shards import NormalizationStats, ShardSet
+from neurovfm_core.shards import NormalizationStats
 from neurovfm_core.vocabulary import Split
 from tasks.plan import content_fingerprint
+from tasks.shardset import COLUMNS, open_shards
 from tasks.stage import Candidates, Place, Stage, Stopped, Unit, Upstream
 from tasks.workspace import Workspace
 
@@ -28,7 +29,7 @@ RUN_NAME = "main"
 
 def plan(workspace: Workspace, upstream: Upstream, params: PretrainParams) -> Candidates:
     """One encoder, from all volumes of the training split; none while there are no such volumes."""
-    table = upstream.current("shard", ["item_id", "sha256", "outputs", "split", "patient_id"])
+    table = upstream.current("shard", [*COLUMNS, "split", "patient_id"])
     rows = table.to_pylist()
     if not any(row["split"] == Split.TRAIN for row in rows):
         return Candidates(
@@ -51,7 +52,7 @@ def execute(unit: Unit, params: PretrainParams, place: Place) -> list[dict[str, 
 
     rows = sorted(unit.payload, key=lambda row: row["item_id"])
     ids = {split: [row["item_id"] for row in rows if row["split"] == split] for split in Split}
-    shards = ShardSet([place.root / name for name in sorted({row["outputs"][0] for row in rows})])
+    shards = open_shards(place.root, rows)
     stats = NormalizationStats.of_volumes(shards, ids[Split.TRAIN])
     folder = place.folder / f"{unit.item_id}-{unit.input_fingerprint[:8]}"
     result = train(

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from neurovfm_core.errors import Excluded, Reason
 from neurovfm_core.files import sha256_of, written_whole
+from neurovfm_core.params import fingerprint
 from neurovfm_core.probing.settings import ProbeParams, label_matrix
-from neurovfm_core.shards import NormalizationStats, ShardSet
+from neurovfm_core.shards import NormalizationStats
 from neurovfm_core.vocabulary import LabelState, Modality, Split
-from tasks.plan import content_fingerprint
+from tasks.shardset import COLUMNS, open_shards
 from tasks.stage import Candidates, Place, Stage, Unit, Upstream
 from tasks.workspace import Workspace
 
@@ -34,7 +35,7 @@ KINDS = ("pretrained", "random", "histogram")
 
 def plan(workspace: Workspace, upstream: Upstream, params: ProbeParams) -> Candidates:
     """Every modality with labelled studies in training, validation and test, times the three encoders."""
-    shards = upstream.current("shard", ["item_id", "sha256", "outputs", "split", "study_id", "modality"])
+    shards = upstream.current("shard", [*COLUMNS, "split", "study_id", "modality"])
     labels = upstream.current(
         "label", ["study_id", "sha256", "engine", "engine_version", "label_names", "label_states"]
     )
@@ -44,7 +45,7 @@ def plan(workspace: Workspace, upstream: Upstream, params: ProbeParams) -> Candi
         studies = _studies(shards.to_pylist(), labels.to_pylist(), modality)
         if not encoders or not studies:
             continue
-        data = content_fingerprint(pa.Table.from_pylist([{k: str(v) for k, v in s.items()} for s in studies]))
+        data = fingerprint(*(part for study in studies for part in _identity(study)))
         for kind in KINDS:
             item_id = f"{modality}-{kind}"
             items.append(item_id)
@@ -118,18 +119,20 @@ def study_bags(place: Place, work: dict[str, Any], params: ProbeParams) -> list[
     from neurovfm_core.probing.features import encode_study, histogram_bag, random_encoder
 
     studies = work["studies"]
-    shards = ShardSet([place.root / name for name in sorted({n for s in studies for n in s["shards"]})])
+    shards = open_shards(place.root, [volume for study in studies for volume in study["volumes"]])
+    volume_ids = {study["study_id"]: [v["item_id"] for v in study["volumes"]] for study in studies}
     if work["kind"] == "histogram":
-        return [histogram_bag(shards, s["study_id"], s["volume_ids"]) for s in studies]
+        return [histogram_bag(shards, study_id, volumes) for study_id, volumes in volume_ids.items()]
     folder = place.checked(work["encoder"]["outputs"][:1], work["encoder"]["sha256"]).parent
     encoder = load_encoder(folder)
     if work["kind"] == "random":
         encoder = random_encoder(encoder.config, params.seed)
     encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     stats = normalization_of(folder)
+    most = params.max_tokens_per_study
     return [
-        encode_study(encoder, shards, s["study_id"], s["volume_ids"], stats, max_tokens=params.max_tokens_per_study)
-        for s in studies
+        encode_study(encoder, shards, study_id, volumes, stats, max_tokens=most)
+        for study_id, volumes in volume_ids.items()
     ]
 
 
@@ -148,16 +151,15 @@ def _studies(shards: list[dict[str, Any]], labels: list[dict[str, Any]], modalit
     for label in sorted(labels, key=lambda row: row["study_id"]):
         rows = sorted(volumes.get(label["study_id"], []), key=lambda row: row["item_id"])
         if rows:
-            studies.append(
-                {
-                    **label,
-                    "split": rows[0]["split"],
-                    "volume_ids": [row["item_id"] for row in rows],
-                    "volume_sha256": [row["sha256"] for row in rows],
-                    "shards": sorted({row["outputs"][0] for row in rows}),
-                }
-            )
+            volumes_of_study = [{name: row[name] for name in COLUMNS} for row in rows]
+            studies.append({**label, "split": rows[0]["split"], "volumes": volumes_of_study})
     return studies
+
+
+def _identity(study: dict[str, Any]) -> list[str]:
+    """What a probe's input is, whatever shards or commits it came in."""
+    volumes = [part for volume in study["volumes"] for part in (volume["item_id"], volume["sha256"])]
+    return [study["study_id"], study["split"], study["sha256"], *volumes]
 
 
 def _write_predictions(

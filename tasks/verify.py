@@ -9,6 +9,7 @@ from neurovfm_core.errors import IntegrityError
 from neurovfm_core.files import sha256_of
 from neurovfm_core.randomness import rng_for
 from neurovfm_core.shards import verify_shard
+from neurovfm_core.shards.writing import FORMAT_PAGE
 from tasks.registry import stages_named
 from tasks.stage import Stage
 from tasks.workspace import FOLDERS, REPORTS_FOLDER, Workspace
@@ -65,7 +66,8 @@ def _problem(workspace: Workspace, stage: Stage, row: dict[str, Any], seen: set[
 def collect_garbage(workspace: Workspace, *, delete: bool) -> list[dict[str, Any]]:
     """Return files below the bulk folders that no current row names; delete them if asked."""
     folders = [*FOLDERS.values(), REPORTS_FOLDER]
-    files = plan_gc(workspace.store, workspace.root, folders)
+    # The format's description lies beside the shards for whoever finds them without this code.
+    files = [file for file in plan_gc(workspace.store, workspace.root, folders) if file.path.name != FORMAT_PAGE]
     rows = [
         {"path": file.path.relative_to(workspace.root).as_posix(), "bytes": file.bytes, "why": file.why}
         for file in files

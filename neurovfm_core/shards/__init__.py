@@ -5,7 +5,7 @@ from neurovfm_core.shards.normalization import OFFICIAL_NORMALIZATION, Normaliza
 from neurovfm_core.shards.reading import ShardSet, verify_shard
 from neurovfm_core.shards.sampling import epoch_order, pack_by_budget, rank_slice, sample_crop
 from neurovfm_core.shards.splits import PatientStudy, SplitParams, assign_splits
-from neurovfm_core.shards.tokens import ShardVolume, VolumeTokens
+from neurovfm_core.shards.tokens import VolumeTokens
 from neurovfm_core.shards.writing import ShardFacts, write_shard
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "ShardFacts",
     "ShardParams",
     "ShardSet",
-    "ShardVolume",
     "SplitParams",
     "VolumeTokens",
     "assign_splits",

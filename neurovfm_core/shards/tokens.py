@@ -146,10 +146,6 @@ class VolumeTokens:
         )
 
 
-ShardVolume = VolumeTokens
-"""What goes into a shard is what comes out."""
-
-
 def raster_coords(raster: NDArray[np.integer], grid: Grid) -> NDArray[np.int32]:
     """Return (N, 3) int32 grid coordinates of raster positions."""
     return np.stack(np.unravel_index(raster, grid), axis=1).astype(np.int32)

@@ -12,11 +12,12 @@ is no step between the two.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from scipy.linalg import solve_banded
+from threadpoolctl import ThreadpoolController
 
 NEGLIGIBLE = 1e-9
 """The inverse decays into float32 denormals, which make the same GEMM 13 times slower."""
@@ -94,8 +95,19 @@ def resample(array: NDArray[np.generic], operators: tuple[Operator, Operator, Op
     (D', H', W') in the dtype of the operators
     """
     order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
-    stored = array.transpose(order)
-    slow, middle, fast = (operators[axis] for axis in order)
+    # How BLAS divides a product among threads decides last digits, and those decide a level now and then.
+    with _blas().limit(limits=1, user_api="blas"):
+        out = _applied(array.transpose(order), *(operators[axis] for axis in order))
+    return out.transpose(np.argsort(order))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _applied(stored: NDArray[np.generic], slow: Operator, middle: Operator, fast: Operator) -> NDArray[np.floating]:
+    """Resample an array whose axes are in the order of memory, slowest first."""
     dtype = slow.matrix.dtype
     num_slow, num_middle, num_fast = stored.shape
     planes = np.empty((num_slow, len(middle.matrix), len(fast.matrix)), dtype)
@@ -116,7 +128,7 @@ def resample(array: NDArray[np.generic], operators: tuple[Operator, Operator, Op
     flat, flat_out = planes.reshape(num_slow, -1), out.reshape(len(out), -1)
     for rows, columns in slow.bands:
         np.matmul(slow.matrix[rows, columns], flat[columns], out=flat_out[rows])
-    return out.transpose(np.argsort(order))
+    return out
 
 
 def _operator(weights: NDArray[np.float64], dtype: DTypeLike) -> Operator:

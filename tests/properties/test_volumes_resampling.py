@@ -1,9 +1,11 @@
 """Resampling: agreement with ITK, and the laws that a resampler must keep."""
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from neurovfm_core.volumes.resampling import (
     AxisMap,
@@ -118,8 +120,20 @@ def test_resampling_equals_the_three_matrices_one_after_the_other():
     array = np.random.default_rng(0).normal(size=(30, 50, 40))
     maps = (centred_map(30, 1.1, 4.0), centred_map(50, 0.7, 1.0), centred_map(40, 2.2, 1.0))
     operators = tuple(antialiased_operator(axis) for axis in maps)
-    expected = np.einsum("ai,bj,ck,ijk->abc", *(o.matrix.astype(float) for o in operators), array)
+    expected = np.einsum("ai,bj,ck,ijk->abc", *(o.matrix for o in operators), array, optimize=True)
     np.testing.assert_allclose(resample(array, operators), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_number_of_threads_changes_no_byte(threads):
+    array = np.random.default_rng(1).integers(0, 2000, (36, 200, 180)).astype(np.int16)
+    operators = tuple(
+        antialiased_operator(centred_map(*axis)) for axis in ((36, 5.0, 4.0), (200, 0.9, 1.0), (180, 0.9, 1.0))
+    )
+    with threadpool_limits(1, user_api="blas"):
+        expected = resample(array, operators)
+    with threadpool_limits(threads, user_api="blas"):
+        np.testing.assert_array_equal(resample(array, operators), expected)
 
 
 def test_there_is_no_step_between_interpolating_and_averaging():

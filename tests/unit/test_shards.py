@@ -19,7 +19,6 @@ from neurovfm_core.shards import (
     NormalizationStats,
     ShardParams,
     ShardSet,
-    ShardVolume,
     verify_shard,
     write_shard,
 )
@@ -55,7 +54,7 @@ def prepared_of(grid, seed, modality=Modality.MR):
 
 
 def volume_of(prepared, number, split=Split.TRAIN):
-    return ShardVolume.from_prepared(
+    return VolumeTokens.from_prepared(
         prepared, volume_id=f"ser_{number:04d}_v0", study_id=f"stu_{number}", patient_id=f"pat_{number}", split=split
     )
 
