@@ -19,6 +19,7 @@ from neurovfm_core.shards import (
     NormalizationStats,
     ShardParams,
     ShardSet,
+    VolumeTokens,
     verify_shard,
     write_shard,
 )
