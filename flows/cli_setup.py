@@ -74,7 +74,13 @@ def demo(
     console = Console()
     begun = time.monotonic()
     console.print(f"[bold]hospital[/]  {studies} studies in {hospital}", highlight=False)
-    build_hospital(hospital, HospitalParams(num_studies=studies, seed=seed), workers=2)
+    with console.status("building") as line:
+        build_hospital(
+            hospital,
+            HospitalParams(num_studies=studies, seed=seed),
+            workers=2,
+            on_progress=lambda done, of: line.update(f"{done} of {of} studies"),
+        )
     console.print(f"  built in {in_words(time.monotonic() - begun)}", highlight=False)
     if not (workspace / "site.toml").exists():
         Workspace.create(

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,18 +136,15 @@ class _Run:
                 "planned": result.planned,
             }
         )
-        state = "failed"
         try:
             self._work()
-            state = {0: "ok", 1: "failed", 130: "stopped"}[result.exit_code]
-        except Exception as error:
-            result.error = result.error or type(error).__name__
-            raise
-        except BaseException:
-            # Prefect's cancel and Ctrl-C are no Exceptions.
-            state = "stopped"
-            raise
         finally:
+            ended_by = sys.exception()
+            state = {0: "ok", 1: "failed", 130: "stopped"}[result.exit_code]
+            if ended_by is not None:
+                # Prefect's cancel and Ctrl-C are no Exceptions.
+                state = "failed" if isinstance(ended_by, Exception) else "stopped"
+                result.error = result.error or type(ended_by).__name__
             now = datetime.now(UTC)
             result.seconds = (now - self.started).total_seconds()
             ledger.update(
