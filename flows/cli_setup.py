@@ -42,6 +42,9 @@ def init(
     if scheme == "folder":
         source = f"folder:{Path(path).expanduser().resolve()}"
     open_source(source)
+    if warehouse and warehouse.startswith("sqlite:///"):
+        # Relative to where it was typed, not to where a later run happens to start.
+        warehouse = f"sqlite:///{Path(warehouse.removeprefix('sqlite:///')).expanduser().resolve()}"
     made = Workspace.create(workspace, source=source, warehouse=warehouse, preset=preset)  # type: ignore[arg-type]
     typer.echo(f"made {made.root}")
     typer.echo(f"next: neurovfm plan -w {workspace}, then neurovfm run -w {workspace}")
