@@ -267,16 +267,15 @@ def _evidence_panels(
     place: Place,
 ) -> list[Any]:
     from neurovfm_core.models.checkpoints import load_encoder
-    from neurovfm_core.probing.features import encode_study
+    from neurovfm_core.probing.features import encode_study, normalization_of
     from neurovfm_core.probing.heads import load_head
     from neurovfm_core.reporting.slices import slice_panel, token_map
-    from neurovfm_core.shards import NormalizationStats
     from neurovfm_core.volumes import decode_ct
 
     encoder_row = next(row for row in tables["pretrain"] if row["sha256"] == head_row["encoder_sha256"])
     folder = place.checked(encoder_row["outputs"][:1], encoder_row["sha256"]).parent
     encoder = load_encoder(folder)
-    stats = NormalizationStats.from_dict(json.loads((folder / "card.json").read_text())["normalization"])
+    stats = normalization_of(folder)
     head = load_head((place.root / head_row["outputs"][1]).parent)
     volumes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in tables["shard"]:

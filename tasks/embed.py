@@ -1,6 +1,5 @@
 """Features of any NIfTI or DICOM with a trained encoder; no workspace, no manifest."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -39,6 +38,7 @@ def embed_paths(
         If the encoder, a path, the preset or the modality does not exist.
     """
     from neurovfm_core.models.checkpoints import load_encoder
+    from neurovfm_core.probing.features import normalization_of
 
     presets = get_args(PreprocessParams.model_fields["preset"].annotation)
     if preset not in presets:
@@ -49,7 +49,7 @@ def embed_paths(
         if not path.exists():
             raise UsageError("there is no such file or folder", where=str(path))
     encoder = load_encoder(encoder_folder)
-    stats = _normalization(encoder_folder)
+    stats = normalization_of(encoder_folder)
     params = PreprocessParams.model_validate({"preset": preset})
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,14 +77,6 @@ def _refused(name: str, status: str, reason: Reason, detail: str) -> dict[str, A
         "output": "",
         "num_tokens": 0,
     }
-
-
-def _normalization(encoder_folder: Path) -> NormalizationStats:
-    """Return the statistics that our encoders carry; published ones were made with fixed constants."""
-    card = encoder_folder / "card.json"
-    if not card.exists():
-        return NormalizationStats.official()
-    return NormalizationStats.from_dict(json.loads(card.read_text())["normalization"])
 
 
 def _volumes(paths: Sequence[Path], scratch: Path) -> Iterator[tuple[str, Path | Excluded]]:

@@ -18,7 +18,6 @@ from neurovfm_core.errors import Excluded, Reason
 from neurovfm_core.files import sha256_of, written_whole
 from neurovfm_core.params import fingerprint
 from neurovfm_core.probing.settings import ProbeParams, label_matrix
-from neurovfm_core.shards import NormalizationStats
 from neurovfm_core.vocabulary import LabelState, Modality, Split
 from tasks.shardset import COLUMNS, open_shards
 from tasks.stage import Candidates, Place, Stage, Unit, Upstream
@@ -116,7 +115,7 @@ def study_bags(place: Place, work: dict[str, Any], params: ProbeParams) -> list[
     import torch
 
     from neurovfm_core.models.checkpoints import load_encoder
-    from neurovfm_core.probing.features import encode_study, histogram_bag, random_encoder
+    from neurovfm_core.probing.features import encode_study, histogram_bag, normalization_of, random_encoder
 
     studies = work["studies"]
     shards = open_shards(place.root, [volume for study in studies for volume in study["volumes"]])
@@ -134,11 +133,6 @@ def study_bags(place: Place, work: dict[str, Any], params: ProbeParams) -> list[
         encode_study(encoder, shards, study_id, volumes, stats, max_tokens=most)
         for study_id, volumes in volume_ids.items()
     ]
-
-
-def normalization_of(encoder_folder: Path) -> NormalizationStats:
-    """Return the training split's statistics, which an encoder carries in its card."""
-    return NormalizationStats.from_dict(json.loads((encoder_folder / "card.json").read_text())["normalization"])
 
 
 def _studies(shards: list[dict[str, Any]], labels: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:

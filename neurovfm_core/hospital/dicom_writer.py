@@ -4,7 +4,6 @@ Pixels and geometry come from the scanner (`acquisition`); everything that makes
 archives hard to read, and everything that identifies, is added here.
 """
 
-import copy
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +177,7 @@ class StudyWriter:
     def _series_folder(self, description: str) -> tuple[Dataset, Path]:
         number, separator = self._next_number, self.style.folder_separator
         self._next_number += 1
-        series = copy.copy(self.header)
+        series = _copy_of(self.header)
         series.SeriesNumber = number
         series.SeriesDescription = description
         series.SeriesInstanceUID = f"{self.visit.study_uid}.2.{number}"
@@ -379,9 +378,16 @@ def _describe_pixels(series: Dataset, stack: Acquisition, pixel_format: PixelFor
     series.WindowCenter, series.WindowWidth = str(center), str(width)
 
 
+def _copy_of(base: Dataset) -> Dataset:
+    """Return a dataset to add elements to; `copy.copy` would share the table of elements with the base."""
+    copied = Dataset()
+    copied.update(base)
+    return copied
+
+
 def _instance(series: Dataset, stack: Acquisition, at: int, number: int, visit: Visit) -> Dataset:
     """Return the elements of one slice on top of those of its series."""
-    image = copy.copy(series)
+    image = _copy_of(series)
     position = stack.image_positions[at]
     row, column = np.array(stack.image_orientation[:3]), np.array(stack.image_orientation[3:])
     image.SOPInstanceUID = f"{series.SeriesInstanceUID}.{number}"

@@ -29,12 +29,8 @@ class WrittenReport:
     states: Mapping[str, LabelState]
 
 
-_GENERAL = {
-    "intracranial_hemorrhage": ("hemorrhage", "hematoma", "contusion"),
-    "brain_tumor": ("tumor", "glioma", "metastasis", "meningioma"),
-    "glioma": ("glioma",),
-}
-"""Labels that a radiologist leaves to be inferred from a more exact one, by words of that one."""
+_GENERAL = {"intracranial_hemorrhage", "brain_tumor", "glioma"}
+"""Labels that a radiologist leaves to be inferred from the more exact one that implies them."""
 
 _MASS_WORDS = ("tumor", "glioma", "metastasis", "meningioma", "cavity", "cavernoma", "cyst", "abscess")
 _CONTRADICTED_BY = {
@@ -149,8 +145,8 @@ class _Dictation:
             else:
                 self._state_present(label)
         for label in set(self.planted) - set(stated):
-            children = [s for s in stated if s != label and _has_word(s, _GENERAL[label])]
-            sure = any(self.states[child] is LabelState.PRESENT for child in children)
+            causes = [finding.label for finding in self.visit.findings if label in finding.implied]
+            sure = any(self.states[cause] is LabelState.PRESENT for cause in causes)
             self.states[label] = LabelState.PRESENT if sure else LabelState.UNCERTAIN
         self._say_what_resolved()
         self._maybe_something_else()
@@ -161,12 +157,11 @@ class _Dictation:
             self.impression.append(normal[0] if self.planted else self.pick(normal))
 
     def _left_to_inference(self, label: str) -> bool:
-        others = set(self.planted) - set(_GENERAL) - {label}
-        return label in _GENERAL and any(_has_word(other, _GENERAL[label]) for other in others)
+        return label in _GENERAL and any(label in finding.implied for finding in self.visit.findings)
 
     def _hedged(self, direct: list[str]) -> str:
         """Return the one label to hedge, or "": an effect that is certain leaves no doubt about its cause."""
-        unsure = [f.label for f in self.visit.findings if set(f.implied) <= set(_GENERAL)]
+        unsure = [f.label for f in self.visit.findings if set(f.implied) <= _GENERAL]
         wanted = self.rng.random() < 0.15
         return self.pick(unsure) if unsure and wanted else ""
 

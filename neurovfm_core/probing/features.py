@@ -1,8 +1,10 @@
 """What a probe sees of a study: the tokens of a frozen encoder, or a baseline's stand-in for them."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -159,3 +161,11 @@ def histogram_bag(
 def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
     """Return an encoder that was never trained: what architecture and position code give by themselves."""
     return Encoder(config, seed=seed).eval().requires_grad_(False)
+
+
+def normalization_of(encoder_folder: Path) -> NormalizationStats:
+    """Return the statistics that an encoder was trained with: its card has them, published weights have constants."""
+    card = encoder_folder / "card.json"
+    if not card.exists():
+        return NormalizationStats.official()
+    return NormalizationStats.from_dict(json.loads(card.read_text(encoding="utf-8"))["normalization"])
