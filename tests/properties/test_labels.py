@@ -1,6 +1,7 @@
 """Laws of the rule labeler, on reports put together from the adversarial sentences and on any text."""
 
 import json
+import re
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -71,7 +72,9 @@ BRITISH = {
 @FEW
 @given(case=st.sampled_from(CASES), spelling=st.sampled_from(sorted(BRITISH.items())))
 def test_british_spelling_changes_no_state(case, spelling):
-    text = case["text"].replace(*spelling)
+    american, british = spelling
+    # "oedema" ends in "edema": a word that is British already stays as it is.
+    text = re.sub(rf"(?<!o){american}", british, case["text"])
     assert states_of(text, case["modality"]) == states_of(case["text"], case["modality"])
 
 
