@@ -75,7 +75,7 @@ def _translated(phrase: str, spelling: Mapping[str, str]) -> str:
         phrase = phrase.replace(plain, pattern)
     phrase = re.sub(r"(?<!\\)\((?!\?)", "(?:", phrase)
     phrase = phrase.replace(" .. ", r"(?:e?s)?(?:\s+[\w'/-]+){0,6}?\s+")
-    return phrase.replace("_?", r"[\s-]?").replace("_", r"[\s-]?").replace(" ", r"[\s-]+")
+    return phrase.replace("_?", r"[\s-]*").replace("_", r"[\s-]*").replace(" ", r"[\s-]+")
 
 
 class Attributes:
