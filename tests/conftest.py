@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from neurovfm_core.hospital.build import HospitalParams, build_hospital
 from tasks.registry import STAGES
 from tasks.run import run_stage
 from tasks.stage import Progress, RunResult, Selection, Stage
 from tasks.workspace import Workspace
+
+# The suite says the same every time; `--hypothesis-profile=explore` looks for new counterexamples.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("suite")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
