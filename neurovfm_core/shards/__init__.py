@@ -3,7 +3,7 @@
 from neurovfm_core.shards.layout import SCHEMA_VERSION, ShardParams
 from neurovfm_core.shards.normalization import OFFICIAL_NORMALIZATION, NormalizationStats
 from neurovfm_core.shards.reading import ShardSet, verify_shard
-from neurovfm_core.shards.sampling import epoch_order, pack_by_budget, rank_slice, sample_crop
+from neurovfm_core.shards.sampling import epoch_order, pack_by_budget
 from neurovfm_core.shards.splits import PatientStudy, SplitParams, assign_splits
 from neurovfm_core.shards.tokens import VolumeTokens
 from neurovfm_core.shards.writing import ShardFacts, write_shard
@@ -21,8 +21,6 @@ __all__ = [
     "assign_splits",
     "epoch_order",
     "pack_by_budget",
-    "rank_slice",
-    "sample_crop",
     "verify_shard",
     "write_shard",
 ]

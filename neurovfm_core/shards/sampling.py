@@ -1,14 +1,10 @@
-"""Which volume when, which crop, which batch: pure functions of seed and key."""
+"""Which volume when, and which batch: pure functions of seed and key."""
 
 import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from neurovfm_core.errors import UsageError
-
-Grid = tuple[int, int, int]
 
 
 def epoch_order(seed: int, epoch: int, ids: Iterable[str]) -> list[str]:
@@ -25,25 +21,6 @@ def epoch_order(seed: int, epoch: int, ids: Iterable[str]) -> list[str]:
         return digest.digest(), one
 
     return sorted(ids, key=place)
-
-
-def rank_slice(order: Sequence[str], rank: int, world: int) -> Sequence[str]:
-    """Return one process's part of an epoch: every `world`-th id.
-
-    All parts have one length, or collective operations would wait for ever; the last
-    `len(order) % world` ids sit this epoch out, and other epochs leave out others.
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank {rank} of {world}")
-    return order[rank : len(order) - len(order) % world : world]
-
-
-def sample_crop(rng: np.random.Generator, grid: Grid, max_tokens_per_axis: int) -> tuple[Grid, Grid]:
-    """Return start and size of a box of at most so many tokens per axis, anywhere in the grid."""
-    size = np.minimum(grid, max_tokens_per_axis)
-    start = rng.integers(0, np.array(grid) - size + 1)
-    (a, b, c), (d, e, f) = start.tolist(), size.tolist()
-    return (a, b, c), (d, e, f)
 
 
 def pack_by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Orders, crops and batches: laws that resuming and data-parallel training rest on."""
+"""Orders and batches: laws that resuming and training rest on."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurovfm_core.errors import UsageError
-from neurovfm_core.shards import epoch_order, pack_by_budget, rank_slice, sample_crop
+from neurovfm_core.shards import epoch_order, pack_by_budget
 
 names = st.lists(st.text("abcdefgh234567", min_size=1, max_size=6), unique=True, max_size=40)
 
@@ -31,31 +31,6 @@ def test_epochs_and_seeds_differ_and_first_places_are_fair():
     assert len(orders) == 20
     firsts = [epoch_order(1, epoch, ids)[0] for epoch in range(400)]
     assert max(map(firsts.count, ids)) < 30  # 8 expected; 30 has a probability below 1e-8
-
-
-@given(ids=names, world=st.integers(1, 8))
-def test_ranks_share_an_epoch_in_equal_disjoint_parts(ids, world):
-    parts = [rank_slice(ids, rank, world) for rank in range(world)]
-    assert {len(part) for part in parts} == {len(ids) // world}
-    together = [one for part in parts for one in part]
-    assert len(set(together)) == len(together) >= len(ids) - world + 1
-
-
-@given(
-    grid=st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30)),
-    largest=st.integers(1, 25),
-    seed=st.integers(0, 10**6),
-)
-def test_a_crop_lies_in_the_grid_and_is_as_large_as_allowed(grid, largest, seed):
-    start, size = sample_crop(np.random.default_rng(seed), grid, largest)
-    assert size == tuple(min(n, largest) for n in grid)
-    assert all(a >= 0 and a + s <= n for a, s, n in zip(start, size, grid, strict=True))
-
-
-def test_crops_reach_both_ends():
-    rng = np.random.default_rng(0)
-    starts = {sample_crop(rng, (9, 22, 20), 20)[0] for _ in range(200)}
-    assert {start[1] for start in starts} == {0, 1, 2}
 
 
 @given(lengths=st.lists(st.integers(0, 100), max_size=60), budget=st.integers(100, 400))
