@@ -9,8 +9,6 @@ from neurovfm_core.errors import UsageError
 from tasks.registry import STAGES, stage_named
 from tasks.workspace import Workspace
 
-COLUMNS_SHOWN = ("item_id", "status", "reason", "detail", "seconds")
-
 
 def overview(workspace: Workspace) -> list[dict[str, Any]]:
     """Return one row per stage: version, counts by status and by reason, last run."""
